@@ -1,0 +1,102 @@
+"""The engine interface: where tokens and logits come from. An engine knows nothing about judging.
+
+One `Request` is one distinct prompt and the seeds of all samples wanted from it, so that an engine can prefill the
+prompt once. `Engine.generate` pulls requests lazily (it keeps only as many in flight as it can work on) and yields a
+`Completion` for each sample as it finishes, in any order. A sample's text depends on its prompt, its settings and its
+seed, not on what else is in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from opengrm.items import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample.
+
+    Attributes:
+        temperature: >= 0; 0 is greedy. The paper samples at 0.5 (section 3.4 of the method notes); RubricWorld at 1.
+        top_p: in (0, 1]; 1 switches the nucleus off.
+        max_tokens: most new tokens of a completion.
+        logprobs: also return the log-probability of each new token under the unscaled model distribution.
+    """
+
+    temperature: float = 0.5
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}, expected at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and its samples.
+
+    Attributes:
+        id: the caller's number for this request, given back on every completion.
+        messages: the chat to complete; the engine applies the model's own chat template.
+        seeds: one seed for each sample wanted, in 0..2**63-1.
+        sampling: settings shared by these samples.
+    """
+
+    id: int
+    messages: tuple[Message, ...]
+    seeds: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished (or failed) sample.
+
+    Attributes:
+        request: `Request.id`.
+        index: which of the request's seeds this is.
+        text: the generated text without special tokens; what there was of it if it failed.
+        finish: "stop" (the model ended it), "length" (token limit), or "error".
+        error: None, or "<kind>: <detail>" with a kind of `judgments.py` (timeout, server, too_long).
+        prompt_tokens, completion_tokens: counts; 0 where the server does not tell.
+        token_ids: generated ids without the end token, where the engine knows them.
+        logprobs: one per generated token, end token included, where asked for and available.
+        seconds: wall-clock time from the request's start to this sample's end.
+    """
+
+    request: int
+    index: int
+    text: str
+    finish: str
+    error: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    seconds: float = 0.0
+
+
+class Engine(Protocol):
+    """Anything that completes chats. `model` identifies the weights and goes into every judgment's key."""
+
+    @property
+    def model(self) -> str: ...
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Complete every sample of every request, in any order.
+
+        Raises:
+            EngineError: the engine cannot go on at all. A sample that fails alone is a Completion with an error.
+        """
+        ...
+
+    def close(self) -> None: ...

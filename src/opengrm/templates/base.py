@@ -1,0 +1,79 @@
+"""The template interface: `render(item, order) -> messages` and `parse(text, n) -> scores or a reason`, side by side.
+
+Text under judgment is data. `render` never formats over it, and makes whatever in it looks like a template's own
+marker harmless (`fence`). `parse` reads only what the model wrote, and returns scores by *position shown*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from opengrm.items import Item, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a parser found: scores by position shown, or an error "<kind>: <detail>" (kinds in `judgments.py`)."""
+
+    scores: tuple[float, ...] | None
+    error: str | None = None
+    principles: str | None = None
+    critique: str | None = None
+
+
+class Template(Protocol):
+    """A prompt family. `name` and `version` go into every judgment's key: change the version with the text.
+
+    Attributes:
+        low, high: the range of a score, inclusive.
+        solo: True where one prompt shows one response, so that n generations make one judgment.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def solo(self) -> bool: ...
+
+    def render(self, item: Item, order: Sequence[int]) -> tuple[Message, ...]:
+        """The chat that asks for a judgment of `item` with response `order[p]` shown at position p.
+
+        A solo template is given single-response items and the order (0,).
+
+        Raises:
+            ValueError: the item lacks what this form needs (a reference, principles, a label to hint at) or has a
+                number of responses that it cannot show.
+        """
+        ...
+
+    def parse(self, text: str, n: int) -> Parsed:
+        """Scores of the n responses shown, from the generated text alone. Never raises."""
+        ...
+
+
+# Control tokens of common chat formats. A response that spells one must not end its turn in the prompt.
+CONTROL = re.compile(
+    r"<\|[^<>|\s]{1,64}\|>|<｜[^<>｜]{1,64}｜>|</?(?:start_of_turn|end_of_turn|bos|eos|s|pad|unk)>|\[/?INST\]|<</?SYS>>",
+    re.IGNORECASE,
+)
+ZERO_WIDTH = "\u200b"
+
+
+def fence(text: str, *markers: re.Pattern[str]) -> str:
+    """Text under judgment with anything that looks like one of our markers or a control token made harmless.
+
+    A zero-width space goes in behind the first character of every match: a person and a model read the same words,
+    but no exact marker is left, so the prompt's structure stays the one that `render` built. Text without a match
+    comes back unchanged.
+    """
+    for pattern in (CONTROL, *markers):
+        text = pattern.sub(lambda match: match.group()[0] + ZERO_WIDTH + match.group()[1:], text)
+    return text
