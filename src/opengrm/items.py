@@ -211,7 +211,9 @@ def _message(value: object, name: str) -> Message:
     if role not in ROLES:
         raise ValueError(f"'{name}' holds a message of role {role!r}: expected one of {', '.join(ROLES)}")
     if isinstance(content, list):  # the wire format's list of parts
-        if not all(isinstance(p, Mapping) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content):
+        if not all(
+            isinstance(p, Mapping) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content
+        ):
             raise ValueError(f"'{name}' holds a message with a part that is not text")
         content = "".join(p["text"] for p in content)
     if not isinstance(content, str):

@@ -1,6 +1,6 @@
 """Result files: a measured result as the command that measured it wrote it (DESIGN rule 6).
 
-    {"name", "command", "commit", "versions", "machine", "headline": {key: number}, "rows": [...]}
+{"name", "command", "commit", "versions", "machine", "headline": {key: number}, "rows": [...]}
 """
 
 from __future__ import annotations

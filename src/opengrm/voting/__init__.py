@@ -1,0 +1,31 @@
+"""Voting: orders, correctness, reducers, confidence and their statistics. Pure numbers, NumPy at most."""
+
+from opengrm.voting.confidence import confidence, lead_probability
+from opengrm.voting.correctness import correct, correct_rows, credit, credit_rows, label_of
+from opengrm.voting.intervals import Interval, mean_interval, normal_interval, share_interval, wilson
+from opengrm.voting.orders import ORDER_KINDS, OrderKind, plan_orders
+from opengrm.voting.reducers import REDUCERS, Reduce, reduce_votes, shares, verdict_of, vote
+
+__all__ = [
+    "ORDER_KINDS",
+    "REDUCERS",
+    "Interval",
+    "OrderKind",
+    "Reduce",
+    "confidence",
+    "correct",
+    "correct_rows",
+    "credit",
+    "credit_rows",
+    "label_of",
+    "lead_probability",
+    "mean_interval",
+    "normal_interval",
+    "plan_orders",
+    "reduce_votes",
+    "share_interval",
+    "shares",
+    "verdict_of",
+    "vote",
+    "wilson",
+]

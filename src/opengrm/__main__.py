@@ -1,0 +1,5 @@
+"""`python -m opengrm`."""
+
+from opengrm.cli import main
+
+main()

@@ -1,0 +1,370 @@
+"""`opengrm judge`: items in, verdicts out; or one item by hand."""
+
+from __future__ import annotations
+
+import enum
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opengrm.cli.options import Bad, BadRows, JsonOut, OnBad, bad_rows
+from opengrm.cli.progress import progress
+from opengrm.errors import BadRow, UsageError
+
+if TYPE_CHECKING:
+    from opengrm.engines.base import Engine
+    from opengrm.items import Item
+    from opengrm.judges.grm import GRM
+    from opengrm.judges.run import Summary
+    from opengrm.templates.base import Template
+    from opengrm.verdicts import Verdict
+    from opengrm.voting import Reducer
+
+
+class EngineName(str, enum.Enum):
+    """Where text comes from."""
+
+    transformers = "transformers"
+    openai = "openai"
+    vllm = "vllm"
+    openvino = "openvino"
+
+
+class Orders(str, enum.Enum):
+    """How the k orders of an item are chosen."""
+
+    balanced = "balanced"
+    shuffle = "shuffle"
+    fixed = "fixed"
+
+
+class ReduceName(str, enum.Enum):
+    """The vote."""
+
+    sum = "sum"
+    mean = "mean"
+    majority = "majority"
+
+
+HAND, MODEL, SAMPLING, RUN = "One item by hand", "Model", "Sampling and voting", "Run"
+
+
+def judge(
+    items: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[ITEMS]", help="Items: JSON Lines (.gz, .zst), a JSON array, Parquet, or -. See docs/formats.md."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write verdicts here instead of standard output.", rich_help_panel=RUN),
+    ] = None,
+    judgments: Annotated[
+        Path | None, typer.Option(help="Also write every judgment (texts, scores, orders) here.", rich_help_panel=RUN)
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep judgments in this file and resume from it. Default: OUTPUT with the ending .ledger.db.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="The query of one item.", rich_help_panel=HAND)] = None,
+    response: Annotated[
+        list[str] | None, typer.Option(help="A response to it; give one or more.", rich_help_panel=HAND)
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="A reference answer, for templates that show one.", rich_help_panel=HAND)
+    ] = None,
+    principle: Annotated[
+        list[str] | None, typer.Option(help="A given principle, for templates that take them.", rich_help_panel=HAND)
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(help='"nano" (embedded), a folder, a hub id, or the name a server uses.', rich_help_panel=MODEL),
+    ] = "nano",
+    engine: Annotated[EngineName, typer.Option(help="What runs it.", rich_help_panel=MODEL)] = EngineName.transformers,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A server for --engine openai, e.g. http://127.0.0.1:8000/v1; several share the load.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ... for transformers.", rich_help_panel=MODEL)] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, ... for transformers.", rich_help_panel=MODEL)
+    ] = "auto",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Most samples decoded together, in process.", rich_help_panel=MODEL)
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Most requests in flight to servers.", rich_help_panel=MODEL)
+    ] = 64,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds one request may take.", rich_help_panel=MODEL)
+    ] = 600.0,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run Python code that comes with the checkpoint.", rich_help_panel=MODEL
+        ),
+    ] = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="Judgments of each item.", rich_help_panel=SAMPLING)] = 8,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="0 is greedy. Default: the paper's 0.5; 1.0 for nano.", rich_help_panel=SAMPLING),
+    ] = None,
+    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.", rich_help_panel=SAMPLING)] = 1.0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most new tokens of a judgment. Default: 1024; 256 for nano.", rich_help_panel=SAMPLING
+        ),
+    ] = None,
+    orders: Annotated[
+        Orders, typer.Option(help="How response orders are planned.", rich_help_panel=SAMPLING)
+    ] = Orders.balanced,
+    reduce: Annotated[
+        ReduceName, typer.Option(help="How judgments become a verdict.", rich_help_panel=SAMPLING)
+    ] = ReduceName.sum,
+    on_bad: OnBad = Bad.stop,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
+    as_json: JsonOut = False,
+) -> None:
+    """Judge every item k times and vote.
+
+    A file of items, verdicts to another file (judgments stay in a ledger beside it; the same command resumes):
+
+        opengrm judge items.jsonl -o verdicts.jsonl -k 8
+
+    A model behind a server, or a checkpoint of your own:
+
+        opengrm judge items.jsonl -o v.jsonl --engine openai --base-url http://127.0.0.1:8000/v1 --model my-grm
+
+    One item by hand:
+
+        opengrm judge --prompt "Name a prime." --response "7" --response "8"
+    """
+    from opengrm.engines.base import Sampling
+    from opengrm.judges.grm import GRM
+    from opengrm.templates import get_template
+
+    if (items is None) == (prompt is None):
+        raise UsageError("give either a file of items, or one item by hand with --prompt and --response")
+    if prompt is None and (response or reference or principle):
+        raise UsageError("--response, --reference and --principle go with --prompt")
+    nano = model == "nano"
+    chosen = get_template(template or ("compact" if nano else "grm"))
+    try:
+        sampling = Sampling(
+            temperature=temperature if temperature is not None else (1.0 if nano else 0.5),
+            top_p=top_p,
+            max_tokens=max_tokens or (256 if nano else 1024),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+    def open_engine() -> Engine:
+        from opengrm import engines
+
+        return engines.open_engine(
+            engine.value, model, base_urls=base_url or [], batch=batch, concurrency=concurrency, timeout=timeout,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+
+    if prompt is not None:
+        item = _by_hand(prompt, response or [], reference, principle, chosen)
+        opened = open_engine()
+        try:
+            _judge_one(GRM(opened, chosen, sampling, orders.value), item, k, reduce.value, as_json)
+        finally:
+            opened.close()
+        return
+
+    assert items is not None
+    from opengrm.judges.run import Summary, verdicts
+    from opengrm.jsonl import RowWriter
+    from opengrm.ledger import Ledger
+    from opengrm.reading import read_items
+
+    skipped = bad_rows(on_bad)
+    with ExitStack() as stack:
+        if str(items) == "-":  # read twice: once to check every row before a model is loaded, once to judge
+            items = _spooled(stack)
+        count = sum(1 for _ in _usable(items, chosen, skipped))
+        skipped.report()
+        if not count:
+            raise UsageError(f"{items}: no item to judge")
+        if ledger is None and output is not None:
+            ledger = output.with_name(output.name.split(".")[0] + ".ledger.db")
+        kept = stack.enter_context(Ledger(ledger))
+        opened = open_engine()
+        stack.callback(opened.close)
+        verdict_rows = stack.enter_context(RowWriter(output or "-"))
+        judgment_rows = None if judgments is None else stack.enter_context(RowWriter(judgments))
+        summary = Summary()
+        show = stack.enter_context(progress("judging", count * k, quiet=quiet))
+        grm = GRM(opened, chosen, sampling, orders.value, kept)
+        usable = _usable(items, chosen, bad_rows(Bad.skip))
+        run = verdicts(
+            grm, usable, k, reduce=reduce.value, summary=summary, on_progress=lambda done, s: show(done, _note(s))
+        )
+        try:
+            for judged in run:
+                verdict_rows.write(judged.verdict.to_json())
+                if judgment_rows is not None:
+                    for judgment in judged.judgments:
+                        judgment_rows.write(judgment.to_json())
+        except KeyboardInterrupt:
+            run.close()
+            where = (
+                f"{len(kept):,} judgments are in {ledger}: run the same command to go on" if ledger else "no --ledger"
+            )
+            print(f"interrupted; {where}", file=sys.stderr)
+            raise
+    _report(summary, k, ledger, output, as_json)
+
+
+def _by_hand(
+    prompt: str, responses: list[str], reference: str | None, principles: list[str] | None, template: Template
+) -> Item:
+    """The item of the command line, checked against the template before a model is loaded."""
+    from opengrm.items import Item, Message
+
+    if not responses:
+        raise UsageError("--prompt needs at least one --response")
+    given = tuple(principles) if principles else None
+    item = Item((Message("user", prompt),), tuple(responses), reference=reference, principles=given, id="by-hand")
+    try:
+        check_renders(template, item)
+    except ValueError as error:
+        raise UsageError(f"template {template.name}: {error}") from error
+    return item
+
+
+def check_renders(template: Template, item: Item) -> None:
+    """Raise the template's ValueError if it cannot show this item."""
+    shown = item.only(0) if template.solo else item
+    template.render(shown, range(shown.n))
+
+
+def _usable(path: Path, template: Template, on_bad: BadRows) -> Iterator[Item]:
+    """The file's items that the template can show; every other row goes to `on_bad` with its place."""
+    from opengrm.reading import read_items
+
+    for where, item in read_items(path, on_bad):
+        try:
+            check_renders(template, item)
+        except ValueError as error:
+            on_bad(BadRow(where, f"template {template.name}: {error}"))
+            continue
+        yield item
+
+
+def _spooled(stack: ExitStack) -> Path:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="opengrm-")))
+    with open(folder / "stdin.jsonl", "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return folder / "stdin.jsonl"
+
+
+def _note(summary: Summary) -> str:
+    missing = sum(summary.missing.values())
+    return f"{missing:,} missing" if missing else ""
+
+
+def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, as_json: bool) -> None:
+    """What the run came to: JSON on standard output if asked, else a few lines on standard error."""
+    figures = summary.to_json()
+    if as_json:
+        print(json.dumps({**figures, "k": k, "ledger": str(ledger) if ledger else None}, ensure_ascii=False))
+        return
+    missing = ", ".join(f"{kind} {count:,}" for kind, count in sorted(summary.missing.items()))
+    lines = [
+        f"{summary.items:,} items, {summary.judgments:,} judgments ({summary.new:,} new) in {figures['seconds']:,.1f} s",
+        f"valid judgments {figures['parse_rate']:.1%}"
+        + (f" (missing: {missing})" if missing else "")
+        + f"; verdicts with a tie at the top {summary.tied:,}, without a verdict {summary.no_verdict:,}",
+        f"tokens: {summary.prompt_tokens:,} in, {summary.completion_tokens:,} out"
+        f" ({figures['tokens_per_judgment']:,.0f} a judgment)",
+    ]
+    for sense, accuracy in (
+        ("missing at chance", figures["accuracy"]),
+        ("valid only", figures["accuracy_valid_only"]),
+    ):
+        if accuracy is not None:
+            lines.append(
+                f"accuracy, {sense}: {accuracy['mean']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}],"
+                f" n = {accuracy['n']:,}, ties as expected credit"
+            )
+    lines += [f"verdicts: {output}"] if output else []
+    lines += [f"ledger: {ledger}"] if ledger else []
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _judge_one(grm: GRM, item: Item, k: int, reduce: Reducer, as_json: bool) -> None:
+    """Judge one item and print it as a person wants to read it: each sample, then the vote."""
+    from opengrm.judges.run import verdicts
+
+    ((item, judgments, verdict),) = verdicts(grm, [item], k, reduce=reduce)
+    if as_json:
+        row = {"verdict": verdict.to_json(), "judgments": [j.to_json() for j in judgments]}
+        print(json.dumps(row, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from opengrm.cli.options import print_table
+
+    console = Console()
+    for judgment in judgments:
+        shown = " ".join(str(i + 1) for i in judgment.order or ())
+        console.rule(Text(f"judgment {judgment.sample + 1} of {k}, responses shown in order {shown}"), align="left")
+        if judgment.error is not None:
+            console.print(Text(f"missing: {judgment.error}", style="red"))
+            console.print(Text(judgment.text or ""))
+            continue
+        for name, value in (("principles", judgment.principles), ("critique", judgment.critique)):
+            console.print(Text.assemble((f"{name}: ", "bold"), value or "-"))
+        scores = ", ".join(f"response {i + 1}: {s:g}" for i, s in enumerate(judgment.scores or ()))
+        console.print(Text.assemble(("scores: ", "bold"), scores))
+    rows = [
+        {
+            "response": str(i + 1),
+            "text": text if len(text) <= 60 else text[:57] + "...",
+            f"{reduce} of {verdict.valid} votes": "-" if verdict.scores is None else f"{verdict.scores[i]:g}",
+            "rank": str(verdict.ranking.index(i) + 1) if verdict.ranking else "-",
+        }
+        for i, text in enumerate(item.responses)
+    ]
+    print_table("verdict", rows)
+    console.print(Text(_sentence(verdict)))
+
+
+def _sentence(verdict: Verdict) -> str:
+    cost = f"{verdict.prompt_tokens:,} tokens in, {verdict.completion_tokens:,} out"
+    counts = f"{verdict.valid} of {verdict.asked} judgments valid; {cost}."
+    if verdict.scores is None:
+        return f"No verdict: no judgment could be read. {counts}"
+    if verdict.tied:
+        return f"Responses {', '.join(str(i + 1) for i in verdict.tied)} tie at the top. {counts}"
+    if verdict.winner is None:
+        return f"Score {verdict.scores[0]:g}. {counts}"
+    sure = "" if verdict.confidence is None else f", leading with probability {verdict.confidence:.0%}"
+    return f"Response {verdict.winner + 1} is best{sure}. {counts}"

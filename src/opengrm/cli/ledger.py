@@ -1,0 +1,78 @@
+"""`opengrm ledger`: look into a ledger, write it out, read judgments in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opengrm.cli.options import Bad, JsonOut, OnBad, bad_rows, print_table
+
+app = typer.Typer(help="Judgments on disk: what is there, export, import.", no_args_is_help=True)
+LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger file (SQLite).")]
+
+
+@app.command()
+def info(ledger: LedgerFile, as_json: JsonOut = False) -> None:
+    """Show what a ledger holds: a line for each model, template and temperature."""
+    from opengrm.ledger import Ledger
+
+    with Ledger(ledger, create=False) as kept:
+        rows = kept.info()
+    if as_json:
+        print(json.dumps({"ledger": str(ledger), "groups": rows}, ensure_ascii=False))
+        return
+    shown = []
+    for row in rows:
+        missing = sum(row["missing"].values())
+        kinds = ", ".join(f"{kind} {count}" for kind, count in row["missing"].items())
+        shown.append(
+            {
+                "model": row["model"] or "-",
+                "template": row["template"] or "-",
+                "T": "-" if row["temperature"] is None else f"{row['temperature']:g}",
+                "items": f"{row['items']:,}",
+                "judgments": f"{row['judgments']:,}",
+                "missing": f"{missing:,}" + (f" ({kinds})" if kinds else ""),
+                "tokens in": f"{row['prompt_tokens'] or 0:,}",
+                "tokens out": f"{row['completion_tokens'] or 0:,}",
+                "seconds": f"{row['seconds'] or 0:,.1f}",
+            }
+        )
+    print_table(f"{ledger}", shown, empty="the ledger is empty")
+
+
+@app.command()
+def export(
+    ledger: LedgerFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, or -.")
+    ] = Path("-"),
+) -> None:
+    """Write all judgments as JSON Lines or Parquet, sorted by item, model, template, temperature and sample."""
+    from opengrm.ledger import Ledger
+    from opengrm.reading import write_judgments
+
+    with Ledger(ledger, create=False) as kept:
+        count = write_judgments(output, kept.judgments())
+    typer.echo(f"{count:,} judgments written to {output}", err=True)
+
+
+@app.command(name="import")
+def import_(
+    judgments: Annotated[Path, typer.Argument(metavar="JUDGMENTS", help="Judgments, one JSON object a line.")],
+    ledger: LedgerFile,
+    on_bad: OnBad = Bad.stop,
+) -> None:
+    """Read judgments into a ledger; only `item` and `scores` are required in a row. A row already there stays one row."""
+    from opengrm.ledger import Ledger
+    from opengrm.reading import read_judgments
+
+    skipped = bad_rows(on_bad)
+    with Ledger(ledger) as kept:
+        gained = kept.put_all(read_judgments(judgments, skipped))
+        total = len(kept)
+    skipped.report()
+    typer.echo(f"{gained:,} judgments added, {total:,} in {ledger}", err=True)

@@ -1,0 +1,216 @@
+"""The pointwise generative reward model as a judge: principles, critiques and a score per response in one text.
+
+`GRM.judge(items, k)` gives k judgments of each item: it plans the k orders (DESIGN rule 4), asks the ledger for what is
+already there, has the engine generate the rest, and parses. It streams: at most `window` items are open at a time,
+and items come back in the order they came in.
+
+Joint form (the paper's): all n responses in one prompt, one generation a judgment. Solo form (`template.solo`): one
+response a prompt, n generations make one judgment, which is missing if any of them is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from opengrm.engines.base import Completion, Engine, Request, Sampling
+from opengrm.items import Item, Message, content_hash
+from opengrm.judgments import Judgment, own_order
+from opengrm.ledger import Ledger
+from opengrm.templates.base import Parsed, Template
+from opengrm.voting.orders import OrderKind, plan_orders
+
+OnJudgment = Callable[[Judgment, float], None]
+
+
+@dataclass(frozen=True)
+class GRM:
+    """A generative reward model: an engine, a template and how to sample.
+
+    Attributes:
+        engine: where the text comes from.
+        template: how an item is shown and its scores are read.
+        sampling: the paper's temperature is 0.5 (greedy runs: 0).
+        orders: how the k orders of an item are chosen.
+        ledger: where judgments are kept and looked for; None keeps nothing.
+        window: most items open at a time; bounds memory.
+    """
+
+    engine: Engine
+    template: Template
+    sampling: Sampling = field(default_factory=Sampling)
+    orders: OrderKind = "balanced"
+    ledger: Ledger | None = None
+    window: int = 1024
+
+    def judge(
+        self, items: Iterable[Item], k: int, on_judgment: OnJudgment | None = None
+    ) -> Iterator[tuple[Item, list[Judgment]]]:
+        """k judgments of each item, in the items' order, each list by sample index.
+
+        Args:
+            items: read lazily.
+            k: samples of each item, at least 1.
+            on_judgment: called with each new judgment and its seconds as it is made (not for those from the ledger).
+
+        Raises:
+            EngineError: the engine cannot go on. What was judged until then is in the ledger.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}, expected at least 1")
+        feed, opened = iter(items), _Opened()
+        while not opened.exhausted:
+            # The engine ends when `_requests` does: at the end of the items, or when a straggler holds the window.
+            for completion in self.engine.generate(self._requests(feed, opened, k)):
+                work, sample = opened.take(completion)
+                if sample.complete(completion):
+                    judgment = self._judgment(work, sample)
+                    work.done[sample.index] = judgment
+                    if self.ledger is not None:
+                        self.ledger.put(judgment, sample.seconds)
+                    if on_judgment is not None:
+                        on_judgment(judgment, sample.seconds)
+                    yield from opened.finished()
+            yield from opened.finished()
+
+    def _requests(self, feed: Iterator[Item], opened: _Opened, k: int) -> Iterator[Request]:
+        """Requests for what the ledger lacks: one for each distinct prompt, with the seeds of all its samples."""
+        while len(opened.works) < self.window:
+            item = next(feed, None)
+            if item is None:
+                opened.exhausted = True
+                return
+            work = self._plan(item, k)
+            opened.works.append(work)
+            prompts: dict[tuple[Message, ...], list[tuple[_Sample, int]]] = {}
+            for sample in work.missing:
+                for part, messages in enumerate(sample.prompts):
+                    prompts.setdefault(messages, []).append((sample, part))
+            for messages, targets in prompts.items():
+                number = opened.register(work, targets)
+                seeds = tuple(sample.seed(part) for sample, part in targets)
+                yield Request(number, messages, seeds, self.sampling)
+
+    def _plan(self, item: Item, k: int) -> _Work:
+        """The k planned samples of an item, and which of them the ledger already holds."""
+        orders = [tuple(range(item.n))] * k if self.template.solo else plan_orders(item.n, k, item.key, self.orders)
+        rendered = {order: self._render(item, order) for order in dict.fromkeys(orders)}
+        hashes = {order: content_hash([[m.to_json() for m in p] for p in rendered[order]]) for order in rendered}
+        samples = [_Sample(j, o, self._key(item, o, hashes[o], j), rendered[o]) for j, o in enumerate(orders)]
+        known = {} if self.ledger is None else self.ledger.get([s.key for s in samples], item.id)
+        done = {s.index: known[s.key] for s in samples if s.key in known}
+        return _Work(item, k, done, [s for s in samples if s.index not in done])
+
+    def _render(self, item: Item, order: tuple[int, ...]) -> tuple[tuple[Message, ...], ...]:
+        if not self.template.solo:
+            return (self.template.render(item, order),)
+        return tuple(self.template.render(item.only(i), (0,)) for i in range(item.n))
+
+    def _key(self, item: Item, order: Sequence[int], rendered: str, sample: int) -> str:
+        """Rule 5's key. The rendered prompt is hashed too: a hint or a reference changes it, the item's key need not."""
+        settings = (self.sampling.temperature, self.sampling.top_p, self.sampling.max_tokens)
+        template = (self.template.name, self.template.version)
+        return content_hash("judgment", self.engine.model, template, item.key, rendered, order, settings, sample)
+
+    def _judgment(self, work: _Work, sample: _Sample) -> Judgment:
+        completions = [sample.completions[part] for part in range(len(sample.prompts))]
+        n_shown = 1 if self.template.solo else work.item.n
+        parsed = [_parse(self.template, c, n_shown) for c in completions]
+        error = next((p.error for p in parsed if p.error is not None), None)
+        shown = [s for p in parsed for s in p.scores or ()]
+        return Judgment(
+            item=work.item.id,
+            scores=own_order(shown, sample.order) if error is None else None,
+            error=error,
+            sample=sample.index,
+            key=sample.key,
+            order=sample.order,
+            text=_joined([c.text for c in completions]),
+            principles=_joined([p.principles for p in parsed]),
+            critique=_joined([p.critique for p in parsed]),
+            model=self.engine.model,
+            template=f"{self.template.name}@{self.template.version}",
+            temperature=self.sampling.temperature,
+            seed=sample.seed(0),
+            prompt_tokens=sum(c.prompt_tokens for c in completions),
+            completion_tokens=sum(c.completion_tokens for c in completions),
+        )
+
+
+def _parse(template: Template, completion: Completion, n: int) -> Parsed:
+    if completion.error is not None:
+        return Parsed(None, completion.error)
+    parsed = template.parse(completion.text, n)
+    if parsed.error is not None and completion.finish == "length":
+        return Parsed(None, f"truncated: no scores in {completion.completion_tokens} tokens")
+    return parsed
+
+
+def _joined(parts: Sequence[str | None]) -> str | None:
+    """One text of a joint judgment; the texts of a solo judgment under a heading each."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(p is None for p in parts):
+        return None
+    return "\n\n".join(f"[Response {i + 1}]\n{p or ''}" for i, p in enumerate(parts))
+
+
+@dataclass(eq=False)
+class _Sample:
+    """One planned judgment and the completions (n of them in the solo form) that have come in for it."""
+
+    index: int
+    order: tuple[int, ...]
+    key: str
+    prompts: tuple[tuple[Message, ...], ...]
+    completions: dict[int, Completion] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def seed(self, part: int) -> int:
+        """31 bits from the key: every server takes that many, JSON keeps them exactly."""
+        source = self.key if part == 0 else content_hash(self.key, part)
+        return int(source[:8], 16) & 0x7FFFFFFF
+
+    def complete(self, completion: Completion) -> bool:
+        self.seconds += completion.seconds
+        return len(self.completions) == len(self.prompts)
+
+
+@dataclass(eq=False)
+class _Work:
+    """An item in flight."""
+
+    item: Item
+    k: int
+    done: dict[int, Judgment]
+    missing: list[_Sample]
+
+
+class _Opened:
+    """The items in flight in input order, and which request belongs to what."""
+
+    def __init__(self) -> None:
+        self.exhausted = False
+        self.works: deque[_Work] = deque()
+        self._targets: dict[int, tuple[_Work, list[tuple[_Sample, int]], set[int]]] = {}
+        self._next = 0
+
+    def register(self, work: _Work, targets: list[tuple[_Sample, int]]) -> int:
+        number, self._next = self._next, self._next + 1
+        self._targets[number] = (work, targets, set(range(len(targets))))
+        return number
+
+    def take(self, completion: Completion) -> tuple[_Work, _Sample]:
+        work, targets, waiting = self._targets[completion.request]
+        waiting.remove(completion.index)
+        if not waiting:
+            del self._targets[completion.request]
+        sample, part = targets[completion.index]
+        sample.completions[part] = completion
+        return work, sample
+
+    def finished(self) -> Iterator[tuple[Item, list[Judgment]]]:
+        while self.works and len(self.works[0].done) == self.works[0].k:
+            work = self.works.popleft()
+            yield work.item, [work.done[j] for j in range(work.k)]

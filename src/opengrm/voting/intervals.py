@@ -1,0 +1,98 @@
+"""Means with a 95 % interval, clustered by item (DESIGN rule 6).
+
+Values that belong together (the judgments of one item, the items of one prompt) are one cluster: the standard error
+is the cluster-robust one of a ratio, se^2 = G/(G-1) * sum over clusters g of (sum in g of (x - mean * w))^2 / W^2 with
+G clusters and W the sum of all weights w. The interval of a share in [0, 1] is Wilson's at the effective sample size
+mean (1 - mean) / se^2, so that shares at and near 0 and 1 behave; where nothing varies that size is G.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(total: float, squares: float, n: int) -> Interval:
+    """The mean of n values in [0, 1], each a cluster of its own, from their running sums.
+
+    Args:
+        total: sum of the values.
+        squares: sum of their squares.
+        n: how many, at least 1.
+    """
+    mean = total / n
+    spread = max(0.0, squares - n * mean * mean)
+    return wilson(mean, spread / (n * (n - 1)) if n > 1 else 0.0, n)
+
+
+def share_interval(
+    values_I: Floats, weights_I: Floats | None = None, clusters_I: Floats | None = None
+) -> Interval | None:
+    """The mean sum(values) / sum(weights) of a share in [0, 1], with Wilson's interval.
+
+    Args:
+        values_I: what each row adds to the numerator, 0 <= value <= weight.
+        weights_I: what each row adds to the denominator; 1 each where None.
+        clusters_I: a cluster number for each row; every row is a cluster where None.
+
+    Returns:
+        None where the weights sum to 0.
+    """
+    found = _ratio(values_I, weights_I, clusters_I)
+    return None if found is None else wilson(*found)
+
+
+def normal_interval(
+    values_I: Floats, weights_I: Floats | None = None, clusters_I: Floats | None = None
+) -> Interval | None:
+    """As `share_interval` for values of any range: mean +- 1.96 standard errors (no width where G = 1)."""
+    found = _ratio(values_I, weights_I, clusters_I)
+    if found is None:
+        return None
+    mean, variance, _ = found
+    half = Z95 * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half)
+
+
+def _ratio(values_I: Floats, weights_I: Floats | None, clusters_I: Floats | None) -> tuple[float, float, int] | None:
+    """The ratio, its cluster-robust variance, and the number of clusters that have weight."""
+    weights_I = np.ones(len(values_I)) if weights_I is None else weights_I
+    weight = float(weights_I.sum())
+    if weight == 0:
+        return None
+    mean = float(values_I.sum()) / weight
+    residual_I = values_I - mean * weights_I
+    if clusters_I is None:
+        residual_G, groups = residual_I, int((weights_I > 0).sum())
+    else:
+        _, cluster_I = np.unique(clusters_I, return_inverse=True)
+        residual_G = np.bincount(cluster_I, weights=residual_I)
+        groups = int((np.bincount(cluster_I, weights=weights_I) > 0).sum())
+    variance = float(residual_G @ residual_G) / weight**2 * groups / (groups - 1) if groups > 1 else 0.0
+    return mean, variance, groups
+
+
+def wilson(mean: float, variance: float, groups: int) -> Interval:
+    """Wilson's 95 % interval of a share whose mean has this variance, from `groups` independent clusters."""
+    mean = min(1.0, max(0.0, mean))
+    inside = mean * (1 - mean)
+    # A variance or a share of rounding size only is none: nothing varied.
+    n = inside / variance if variance > 1e-18 and inside > 1e-12 else groups
+    centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(inside / n + Z95**2 / (4 * n * n))
+    # At 0 and 1 rounding must not leave the mean outside of its own interval.
+    return Interval(mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)))
