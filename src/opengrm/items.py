@@ -22,10 +22,12 @@ from typing import Any
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def content_hash(*parts: object) -> str:
     """SHA-256 (hex, 64 characters) of the canonical JSON of `parts`: sorted keys, no spaces, UTF-8."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(_canonical(parts).encode("utf-8")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opengrm.cli.options import Bad, BadRows, JsonOut, OnBad, bad_rows
+from opengrm.cli.options import Bad, BadRows, JsonOut, OnBad, bad_rows, print_table
 from opengrm.cli.progress import progress
 from opengrm.errors import BadRow, UsageError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from opengrm.items import Item
     from opengrm.judges.grm import GRM
     from opengrm.judges.run import Summary
+    from opengrm.judgments import Judgment
     from opengrm.templates.base import Template
     from opengrm.verdicts import Verdict
     from opengrm.voting import Reducer
@@ -201,7 +202,6 @@ def judge(
     from opengrm.judges.run import Summary, verdicts
     from opengrm.jsonl import RowWriter
     from opengrm.ledger import Ledger
-    from opengrm.reading import read_items
 
     skipped = bad_rows(on_bad)
     with ExitStack() as stack:
@@ -266,9 +266,9 @@ def check_renders(template: Template, item: Item) -> None:
 
 def _usable(path: Path, template: Template, on_bad: BadRows) -> Iterator[Item]:
     """The file's items that the template can show; every other row goes to `on_bad` with its place."""
-    from opengrm.reading import read_items
+    from opengrm.reading import read_located_items
 
-    for where, item in read_items(path, on_bad):
+    for where, item in read_located_items(path, on_bad):
         try:
             check_renders(template, item)
         except ValueError as error:
@@ -318,24 +318,27 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
     print("\n".join(lines), file=sys.stderr)
 
 
-def _judge_one(grm: GRM, item: Item, k: int, reduce: Reducer, as_json: bool) -> None:
-    """Judge one item and print it as a person wants to read it: each sample, then the vote."""
+def _judge_one(grm: GRM, item: Item, k: int, how: Reducer, as_json: bool) -> None:
+    """Judge one item and print everything."""
     from opengrm.judges.run import verdicts
 
-    ((item, judgments, verdict),) = verdicts(grm, [item], k, reduce=reduce)
+    ((_, judgments, verdict),) = verdicts(grm, [item], k, reduce=how)
     if as_json:
         row = {"verdict": verdict.to_json(), "judgments": [j.to_json() for j in judgments]}
         print(json.dumps(row, ensure_ascii=False))
-        return
+    else:
+        print_judgments(item, judgments, verdict, how=how, shown=k)
+
+
+def print_judgments(item: Item, judgments: Sequence[Judgment], verdict: Verdict, *, how: Reducer, shown: int) -> None:
+    """Print the first judgments of an item and its verdict as a person wants to read them."""
     from rich.console import Console
     from rich.text import Text
 
-    from opengrm.cli.options import print_table
-
-    console = Console()
-    for judgment in judgments:
-        shown = " ".join(str(i + 1) for i in judgment.order or ())
-        console.rule(Text(f"judgment {judgment.sample + 1} of {k}, responses shown in order {shown}"), align="left")
+    console = Console(highlight=False)
+    for judgment in judgments[:shown]:
+        order = " ".join(str(i + 1) for i in judgment.order or ())
+        console.rule(Text(f"judgment {judgment.sample + 1} of {len(judgments)}, responses shown in order {order}"), align="left")
         if judgment.error is not None:
             console.print(Text(f"missing: {judgment.error}", style="red"))
             console.print(Text(judgment.text or ""))
@@ -348,7 +351,7 @@ def _judge_one(grm: GRM, item: Item, k: int, reduce: Reducer, as_json: bool) -> 
         {
             "response": str(i + 1),
             "text": text if len(text) <= 60 else text[:57] + "...",
-            f"{reduce} of {verdict.valid} votes": "-" if verdict.scores is None else f"{verdict.scores[i]:g}",
+            f"{how} of {verdict.valid} votes": "-" if verdict.scores is None else f"{verdict.scores[i]:g}",
             "rank": str(verdict.ranking.index(i) + 1) if verdict.ranking else "-",
         }
         for i, text in enumerate(item.responses)

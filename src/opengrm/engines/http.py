@@ -83,7 +83,7 @@ def open_transport(url: str, settings: Settings) -> Transport:
     parts = urlsplit(url)
     if parts.scheme == "http" and not _proxied(parts):
         return PlainTransport(parts, settings)
-    return HttpxTransport(url, settings, proxies=_proxied(parts))
+    return HttpxTransport(url, settings)
 
 
 def _proxied(parts: SplitResult) -> bool:
@@ -117,6 +117,7 @@ class PlainTransport:
         while self._idle:
             connection = self._idle.pop()
             if connection.closed:
+                self._open.discard(connection)
                 continue
             try:
                 return await self._exchange(connection, data)
@@ -185,11 +186,12 @@ class Connection(asyncio.Protocol):
         self.answering = False
 
     async def exchange(self, data: bytes, timeout: float) -> Answer:
-        """Send a request and wait for its answer. On any exception, cancellation included, the connection is closed."""
+        """Send a request and wait for its answer. Any exception, cancellation included, closes the connection."""
         if self._transport is None or self.closed:
             raise Dropped("the connection is closed")
         self._reset()
-        waiter = self._waiter = self._loop.create_future()
+        waiter: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiter = waiter
         timer = self._loop.call_later(timeout, self._fail, TimedOut(f"no answer within {timeout:g} s"))
         self._transport.write(data)
         try:
@@ -288,11 +290,7 @@ class Connection(asyncio.Protocol):
             self._check_size(len(self._body) + size)
             if size == 0:
                 # Trailer fields, if any, end with an empty line as the head does.
-                if self._buffer.startswith(b"\r\n", end + 2):
-                    return True
-                if b"\r\n\r\n" in self._buffer[end + 2 :]:
-                    return True
-                return False
+                return self._buffer.startswith(b"\r\n", end + 2) or b"\r\n\r\n" in self._buffer[end + 2 :]
             if len(self._buffer) < end + 2 + size + 2:
                 return False
             self._body += self._buffer[end + 2 : end + 2 + size]
@@ -307,7 +305,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         if self._waiter is None or self._waiter.done():
             return
-        if not self._keep or self._length is None and not self._chunked:
+        if not self._keep or (self._length is None and not self._chunked):
             self.abort()
         self._waiter.set_result(Answer(self._status, self._headers or {}, bytes(self._body)))
 
@@ -320,13 +318,12 @@ class Connection(asyncio.Protocol):
 class HttpxTransport:
     """The same through httpx: TLS, and the proxies of the environment."""
 
-    def __init__(self, url: str, settings: Settings, *, proxies: bool) -> None:
+    def __init__(self, url: str, settings: Settings) -> None:
         self._url, self._settings = url, settings
         self._client = httpx.AsyncClient(
             headers=settings.headers(),
             timeout=httpx.Timeout(settings.timeout, connect=settings.connect_timeout),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=True if proxies else True,
         )
 
     async def post(self, body: bytes) -> Answer:

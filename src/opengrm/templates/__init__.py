@@ -1,0 +1,51 @@
+"""Prompt families, and the one function that finds a template by name or file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from opengrm.errors import UsageError
+from opengrm.templates.base import Template
+
+FILE_ENDINGS = (".jinja", ".jinja2", ".j2")
+
+
+def get_template(name_or_path: str | Path, **options: Any) -> Template:
+    """The template of this name, or the user's own file at this path.
+
+    Args:
+        name_or_path: "grm", "grm-solo" or "grm-binary", with additions joined by `+` such as "grm+reference" (see
+            `grm.py`); "compact"; or a path that holds a "/" or ends in .jinja, .jinja2 or .j2.
+        options: fields of the template's dataclass, such as `rule="released"`. A user's file takes none.
+
+    Raises:
+        UsageError: no such template or file, an option or addition that the template does not have, or a user's file
+            that cannot be used (told with file and line).
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or "/" in text or text.endswith(FILE_ENDINGS):
+        from opengrm.templates.user import load_user_template
+
+        if options:
+            raise UsageError(f"{text}: a template file takes no options, it declares them in its first comment")
+        return load_user_template(Path(text))
+    family, *extras = text.split("+")
+    try:
+        if family == "grm" or family.startswith("grm-"):
+            from opengrm.templates.grm import EXTRAS, GRMTemplate
+
+            if unknown := [extra for extra in extras if extra not in EXTRAS]:
+                raise UsageError(f"template {text!r}: unknown addition {unknown[0]!r}, one of {', '.join(EXTRAS)}")
+            flags = {extra.replace("-", "_"): True for extra in extras}
+            return GRMTemplate(form=family, **{**flags, **options})
+        if family == "compact" and not extras:
+            from opengrm.templates.compact import Compact
+
+            return Compact(**options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"template {text!r}: {error}") from error
+    raise UsageError(
+        f"no template {text!r}: expected grm, grm-solo, grm-binary (with +reference, +principles, +no-principles or "
+        f"+hint), compact, or the path of a template file ({', '.join(FILE_ENDINGS)})"
+    )

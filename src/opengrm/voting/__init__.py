@@ -4,14 +4,14 @@ from opengrm.voting.confidence import confidence, lead_probability
 from opengrm.voting.correctness import correct, correct_rows, credit, credit_rows, label_of
 from opengrm.voting.intervals import Interval, mean_interval, normal_interval, share_interval, wilson
 from opengrm.voting.orders import ORDER_KINDS, OrderKind, plan_orders
-from opengrm.voting.reducers import REDUCERS, Reduce, reduce_votes, shares, verdict_of, vote
+from opengrm.voting.reducers import REDUCERS, Reducer, reduce_votes, shares, verdict_of, vote
 
 __all__ = [
     "ORDER_KINDS",
     "REDUCERS",
     "Interval",
     "OrderKind",
-    "Reduce",
+    "Reducer",
     "confidence",
     "correct",
     "correct_rows",

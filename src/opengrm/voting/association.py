@@ -1,7 +1,8 @@
 """ROC-AUC, Pearson and Spearman correlation, with bootstrap intervals by cluster.
 
 Each statistic takes weights, one row of them for each resample: a resample that draws cluster g three times is a row
-with weight 3 on g's items, so a thousand resamples are one matrix and no loop.
+with weight 3 on g's items, so a thousand resamples are one matrix and no loop. Items whose first number is NaN are
+left out, if the statistic does not say otherwise.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from opengrm.voting.intervals import Interval
+from opengrm.voting.intervals import Ids, Interval
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats, Floats, Floats], Floats]
-_CELLS = 4_000_000  # most numbers of one working matrix
+_CELLS = 200_000  # numbers of one working matrix: it stays in the processor's cache
+_MOST_CELLS = 100_000_000  # numbers that one bootstrap works through at most (beyond its 200 resamples)
 
 
 def roc_auc(scores_I: Floats, labels_I: Floats, weights_BI: Floats) -> Floats:
@@ -29,6 +31,7 @@ def roc_auc(scores_I: Floats, labels_I: Floats, weights_BI: Floats) -> Floats:
     Returns:
         B numbers in [0, 1].
     """
+    scores_I, labels_I, weights_BI = _valid(scores_I, labels_I, weights_BI)
     positive_I = labels_I > 0.5
     above_BL = _by_level(scores_I, weights_BI * positive_I)
     below_BL = _by_level(scores_I, weights_BI * ~positive_I)
@@ -37,8 +40,26 @@ def roc_auc(scores_I: Floats, labels_I: Floats, weights_BI: Floats) -> Floats:
     return _divide((above_BL * (lower_BL + 0.5 * below_BL)).sum(axis=1), pairs_B)
 
 
+def roc_auc_at_chance(scores_I: Floats, labels_I: Floats, weights_BI: Floats) -> Floats:
+    """`roc_auc` in which a pair with a missing score (NaN) counts one half, as a coin would have it."""
+    valid_I = ~np.isnan(scores_I)
+    positive_I = labels_I > 0.5
+
+    def pairs_B(among_I: npt.NDArray[np.bool_]) -> Floats:
+        return np.asarray(
+            weights_BI[:, positive_I & among_I].sum(axis=1) * weights_BI[:, ~positive_I & among_I].sum(axis=1)
+        )
+
+    known_B, all_B = pairs_B(valid_I), pairs_B(np.ones_like(valid_I))
+    above_B = np.nan_to_num(roc_auc(scores_I, labels_I, weights_BI)) * known_B
+    return _divide(above_B + 0.5 * (all_B - known_B), all_B)
+
+
 def pearson(x_I: Floats, y_I: Floats, weights_BI: Floats) -> Floats:
     """Pearson correlation for each row of weights; NaN where x or y does not vary. Returns B numbers in [-1, 1]."""
+    x_I, y_I, weights_BI = _valid(x_I, y_I, weights_BI)
+    if not len(x_I):
+        return np.full(len(weights_BI), np.nan)
     # Centring first keeps the moments small against their rounding.
     x_BI = np.broadcast_to(x_I - x_I.mean(), weights_BI.shape)
     y_BI = np.broadcast_to(y_I - y_I.mean(), weights_BI.shape)
@@ -47,60 +68,70 @@ def pearson(x_I: Floats, y_I: Floats, weights_BI: Floats) -> Floats:
 
 def spearman(x_I: Floats, y_I: Floats, weights_BI: Floats) -> Floats:
     """Spearman correlation: Pearson between mid-ranks, ranked anew in each resample. Returns B numbers in [-1, 1]."""
+    x_I, y_I, weights_BI = _valid(x_I, y_I, weights_BI)
+    if not len(x_I):
+        return np.full(len(weights_BI), np.nan)
     return _weighted_pearson(_midranks(x_I, weights_BI), _midranks(y_I, weights_BI), weights_BI)
 
 
 def bootstrap(
-    statistic: Statistic, columns: Sequence[tuple[Floats, Floats]], clusters_I: Floats | None = None, *,
-    resamples: int = 1000, seed: int = 0,
+    statistic: Statistic, columns: Sequence[tuple[Floats, Floats]], clusters_I: Ids | None = None, *,
+    resamples: int = 1000, interval_columns: int = 4, seed: int = 0,
 ) -> Interval | None:  # fmt: skip
     """A statistic with a 95 % percentile interval from resampling whole clusters with replacement.
 
     Args:
-        statistic: `roc_auc`, `pearson` or `spearman`.
-        columns: (x_I, y_I) of the same I items; with several, the statistic is averaged over them. An item whose x is
-            NaN is left out of that column.
+        statistic: one of the functions above.
+        columns: (x_I, y_I) of the same I items; with several, the statistic is averaged over those that define it.
         clusters_I: a cluster number for each item; every item is a cluster where None.
         resamples: number of resamples, fewer (at least 200) where there are very many items.
+        interval_columns: the resampling looks at this many of the columns, evenly spaced.
         seed: of the resampling; the same call gives the same interval.
 
     Returns:
         None where the statistic is not defined (no item, one class, nothing varies).
     """
     items = len(columns[0][0])
-    clusters_I = np.arange(items) if clusters_I is None else np.unique(clusters_I, return_inverse=True)[1]
-    mean = _over_columns(statistic, columns, np.ones((1, items)))[0] if items else np.nan
+    mean = _over_columns(statistic, columns, np.ones((1, items)))[0]
     if not np.isfinite(mean):
         return None
-    groups = int(clusters_I.max()) + 1
-    resamples = max(200, min(resamples, 100 * _CELLS // (items * len(columns))))
+    group_I = np.arange(items) if clusters_I is None else np.unique(clusters_I, return_inverse=True)[1]
+    groups = int(group_I.max()) + 1
+    some = [columns[i] for i in np.unique(np.linspace(0, len(columns) - 1, interval_columns).round().astype(int))]
+    resamples = max(200, min(resamples, _MOST_CELLS // (items * len(some))))
     draw, values, step = np.random.Generator(np.random.PCG64(seed)), [], max(1, _CELLS // items)
     for start in range(0, resamples, step):
         picked_BG = draw.integers(groups, size=(min(step, resamples - start), groups))
-        rows_BG = np.arange(len(picked_BG))[:, None] * groups
-        weights_BG = np.bincount((picked_BG + rows_BG).ravel(), minlength=len(picked_BG) * groups)
-        weights_BI = weights_BG.reshape(-1, groups)[:, clusters_I].astype(np.float64)
-        values.append(_over_columns(statistic, columns, weights_BI))
+        rows_B1 = np.arange(len(picked_BG))[:, None] * groups
+        weights_BG = np.bincount((picked_BG + rows_B1).ravel(), minlength=len(picked_BG) * groups)
+        weights_BI = weights_BG.reshape(-1, groups)[:, group_I].astype(np.float64)
+        values.append(_over_columns(statistic, some, weights_BI))
     found_B = np.concatenate(values)
-    low, high = np.nanpercentile(found_B, [2.5, 97.5])
-    return Interval(float(mean), float(low), float(high))
+    found_B = found_B[np.isfinite(found_B)]
+    low, high = np.percentile(found_B, [2.5, 97.5]) if len(found_B) else (mean, mean)
+    # With few items every resample can miss the point itself.
+    return Interval(float(mean), min(float(mean), float(low)), max(float(mean), float(high)))
 
 
 def _over_columns(statistic: Statistic, columns: Sequence[tuple[Floats, Floats]], weights_BI: Floats) -> Floats:
-    found = []
+    """Mean of the statistic over the columns where it is defined."""
+    total_B, defined_B = np.zeros(len(weights_BI)), np.zeros(len(weights_BI))
     for x_I, y_I in columns:
-        valid_I = ~np.isnan(x_I)
-        found.append(
-            statistic(x_I[valid_I], y_I[valid_I], weights_BI[:, valid_I])
-            if valid_I.any()
-            else np.full(len(weights_BI), np.nan)
-        )
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.mean(found, axis=0))
+        value_B = statistic(x_I, y_I, weights_BI)
+        defined_B += np.isfinite(value_B)
+        total_B += np.nan_to_num(value_B)
+    return _divide(total_B, defined_B)
+
+
+def _valid(x_I: Floats, y_I: Floats, weights_BI: Floats) -> tuple[Floats, Floats, Floats]:
+    valid_I = ~np.isnan(x_I)
+    return (x_I, y_I, weights_BI) if valid_I.all() else (x_I[valid_I], y_I[valid_I], weights_BI[:, valid_I])
 
 
 def _by_level(values_I: Floats, weights_BI: Floats) -> Floats:
     """Weights summed over items of equal value, values ascending: shape [B, number of values]."""
+    if not len(values_I):
+        return np.zeros((len(weights_BI), 1))
     order_I = np.argsort(values_I, kind="stable")
     sorted_I = values_I[order_I]
     starts_L = np.flatnonzero(np.concatenate([[True], sorted_I[1:] != sorted_I[:-1]]))
@@ -127,4 +158,4 @@ def _weighted_pearson(x_BI: Floats, y_BI: Floats, weights_BI: Floats) -> Floats:
 
 def _divide(top_B: Floats, bottom_B: Floats) -> Floats:
     """Quotient, NaN where the divisor is 0 (up to rounding)."""
-    return np.divide(top_B, bottom_B, out=np.full(len(top_B), np.nan), where=bottom_B > 1e-12)
+    return np.asarray(np.divide(top_B, bottom_B, out=np.full(len(top_B), np.nan), where=bottom_B > 1e-12))

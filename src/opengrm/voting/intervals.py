@@ -9,12 +9,13 @@ mean (1 - mean) / se^2, so that shares at and near 0 and 1 behave; where nothing
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[Any]  # a cluster number for each row
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -40,7 +41,7 @@ def mean_interval(total: float, squares: float, n: int) -> Interval:
 
 
 def share_interval(
-    values_I: Floats, weights_I: Floats | None = None, clusters_I: Floats | None = None
+    values_I: Floats, weights_I: Floats | None = None, clusters_I: Ids | None = None
 ) -> Interval | None:
     """The mean sum(values) / sum(weights) of a share in [0, 1], with Wilson's interval.
 
@@ -57,7 +58,7 @@ def share_interval(
 
 
 def normal_interval(
-    values_I: Floats, weights_I: Floats | None = None, clusters_I: Floats | None = None
+    values_I: Floats, weights_I: Floats | None = None, clusters_I: Ids | None = None
 ) -> Interval | None:
     """As `share_interval` for values of any range: mean +- 1.96 standard errors (no width where G = 1)."""
     found = _ratio(values_I, weights_I, clusters_I)
@@ -68,7 +69,7 @@ def normal_interval(
     return Interval(mean, mean - half, mean + half)
 
 
-def _ratio(values_I: Floats, weights_I: Floats | None, clusters_I: Floats | None) -> tuple[float, float, int] | None:
+def _ratio(values_I: Floats, weights_I: Floats | None, clusters_I: Ids | None) -> tuple[float, float, int] | None:
     """The ratio, its cluster-robust variance, and the number of clusters that have weight."""
     weights_I = np.ones(len(values_I)) if weights_I is None else weights_I
     weight = float(weights_I.sum())
@@ -80,7 +81,7 @@ def _ratio(values_I: Floats, weights_I: Floats | None, clusters_I: Floats | None
         residual_G, groups = residual_I, int((weights_I > 0).sum())
     else:
         _, cluster_I = np.unique(clusters_I, return_inverse=True)
-        residual_G = np.bincount(cluster_I, weights=residual_I)
+        residual_G = np.bincount(cluster_I, weights=residual_I).astype(np.float64)
         groups = int((np.bincount(cluster_I, weights=weights_I) > 0).sum())
     variance = float(residual_G @ residual_G) / weight**2 * groups / (groups - 1) if groups > 1 else 0.0
     return mean, variance, groups

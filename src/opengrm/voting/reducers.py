@@ -22,13 +22,13 @@ from opengrm.judgments import Judgment
 from opengrm.verdicts import Verdict
 from opengrm.voting.confidence import confidence
 
-Reduce = Literal["sum", "mean", "majority"]
-REDUCERS: tuple[str, ...] = get_args(Reduce)
+Reducer = Literal["sum", "mean", "majority"]
+REDUCERS: tuple[str, ...] = get_args(Reducer)
 
 Votes = Sequence[Sequence[float]]
 
 
-def vote(item: str, judgments: Iterable[Judgment], n: int | None = None, how: Reduce = "sum") -> Verdict:
+def vote(item: str, judgments: Iterable[Judgment], n: int | None = None, how: Reducer = "sum") -> Verdict:
     """The verdict of an item's judgments.
 
     Args:
@@ -63,7 +63,7 @@ def vote(item: str, judgments: Iterable[Judgment], n: int | None = None, how: Re
 
 
 def verdict_of(
-    item: str, votes: Votes, how: Reduce, *, asked: int, prompt_tokens: int = 0, completion_tokens: int = 0,
+    item: str, votes: Votes, how: Reducer, *, asked: int, prompt_tokens: int = 0, completion_tokens: int = 0,
     extra: dict[str, Any] | None = None,
 ) -> Verdict:  # fmt: skip
     """The verdict of `votes`, the scores of the valid judgments (k rows of n numbers). Arguments as in `Verdict`."""
@@ -85,7 +85,7 @@ def verdict_of(
     )  # fmt: skip
 
 
-def reduce_votes(votes: Votes, how: Reduce = "sum") -> tuple[float, ...] | None:
+def reduce_votes(votes: Votes, how: Reducer = "sum") -> tuple[float, ...] | None:
     """One number for each response from k valid votes, or None without any.
 
     Args:

@@ -15,7 +15,7 @@ CRITERIA: tuple[str, ...] = (
 )  # fmt: skip
 DESCRIPTIONS: dict[str, str] = {
     "topic": "names the topic that was asked for",
-    "short": "has at most 16 words",
+    "short": "has at most 18 words",
     "polite": "holds a polite word (please, kindly, thanks, grateful)",
     "clean": "holds no rude word (stupid, lousy, rotten, dumb)",
     "number": "holds a number in digits",
@@ -25,8 +25,8 @@ DESCRIPTIONS: dict[str, str] = {
     "plain": "holds no stilted word (henceforth, heretofore, notwithstanding, whereupon)",
     "reason": "gives a reason (because, since, due to)",
 }
-SHORT_LIMIT = 16  # most words of a short text
-LONG_LEAST = 20  # fewest words that `write` gives to a long one
+SHORT_LIMIT = 18  # most words of a short text
+LONG_LEAST = 22  # fewest words that `write` gives to a long one
 
 TOPICS: tuple[str, ...] = (
     "bees", "bread", "rain", "chess", "tea", "trains", "gardens", "music", "stars", "bikes", "soup", "books",
@@ -43,22 +43,27 @@ REASON = re.compile(r"\b(?:because|since|due to)\b", re.IGNORECASE)
 WORD = re.compile(r"[A-Za-z0-9]+")
 
 _GREETED = ("Hello all,", "Hi there,", "Dear friends,", "Welcome,", "Hello,", "Dear reader,", "Hi,", "Welcome back,")
+_TERSELY_GREETED = ("Hello,", "Hi,", "Welcome,")
 _UNGREETED = ("Well,", "So,", "Now,", "", "", "", "", "")
 _OWNERS = ("the", "our", "these", "your", "all", "their")
 _ADJECTIVES = ("old", "new", "small", "fine", "local", "good", "quiet", "simple")
 _MODALS = ("can", "will", "may", "should", "must", "could")
 _ADVERBS = ("often", "soon", "still", "always", "", "", "", "")
 _VERBS = ("help us", "bring joy", "last long", "need care", "save time", "look nice", "work well", "change lives")
+_TERSE_VERBS = ("help", "shine", "matter", "last", "return", "grow", "work", "bring joy")
 _UNITS = ("days", "times", "weeks", "hours")
 _THINGS = ("milk", "sand", "rope", "wood", "tin", "paper", "leather", "salt")
 _CLAUSES = ("it helps", "time flies", "people care", "nights are cold", "work is hard", "life is good")
+_CAUSES = ("luck", "age", "habit", "skill")
 _FILLERS = (
-    "It was a long day in town and the whole family came along",
-    "We walked home past the mill and talked of it all the way",
-    "My uncle told me so one evening when we sat down by the fire",
-    "That is what everyone here in the valley says again and again",
-    "Nobody at the old school knew about this until the winter was over",
-    "You will see it for yourself when you come over to our side",
+    "It was a long day in town",
+    "The whole family came along with us",
+    "We walked home past the mill",
+    "My uncle told me so one evening",
+    "Everyone in the valley says that",
+    "Nobody at the old school knew about it",
+    "You will see it for yourself",
+    "We sat by the fire and talked",
 )
 _POLITE_OPENERS = ("please note,", "kindly note,")
 _POLITE_CLOSERS = ("thanks", "with grateful hearts", "thanks to all")
@@ -113,7 +118,8 @@ def write(rng: random.Random, topic: str, wanted: Collection[str]) -> str:
 def _draft(rng: random.Random, topic: str, wish: frozenset[str]) -> str:
     """One try at `write`: every slot is right by construction except the length, which comes out by chance."""
     terse = "short" in wish
-    head = rng.choice(_GREETED if "greet" in wish else _UNGREETED)
+    greetings = _TERSELY_GREETED if terse and rng.random() < 0.5 else _GREETED
+    head = rng.choice(greetings if "greet" in wish else _UNGREETED)
     opener = closer = ""
     if "polite" in wish:
         if rng.random() < 0.4:
@@ -135,7 +141,8 @@ def _core(rng: random.Random, topic: str, wish: frozenset[str]) -> str:
     subject = topic if "topic" in wish else rng.choice([t for t in TOPICS if t != topic])
     adjective = rng.choice(_ADJECTIVES) if "clean" in wish else rng.choice(RUDE)
     adverb = rng.choice(_ADVERBS) if "plain" in wish else rng.choice(STILTED)
-    parts = (rng.choice(_OWNERS), adjective, subject, rng.choice(_MODALS), adverb, rng.choice(_VERBS))
+    verbs = _TERSE_VERBS if "short" in wish else _VERBS
+    parts = (rng.choice(_OWNERS), adjective, subject, rng.choice(_MODALS), adverb, rng.choice(verbs))
     return " ".join(p for p in parts if p)
 
 
@@ -155,16 +162,20 @@ def _example(rng: random.Random, wish: frozenset[str], terse: bool) -> str:
 
 def _reason(rng: random.Random, wish: frozenset[str], terse: bool) -> str:
     if "reason" in wish:
-        return rng.choice((f"because {rng.choice(_CLAUSES)}", f"since {rng.choice(_CLAUSES)}", "due to luck"))
+        return rng.choice(
+            (f"because {rng.choice(_CLAUSES)}", f"since {rng.choice(_CLAUSES)}", f"due to {rng.choice(_CAUSES)}")
+        )
     return "" if terse or rng.random() < 0.5 else f"while {rng.choice(_CLAUSES)}"
 
 
 def _lengthen(rng: random.Random, body: str, count: int) -> str:
-    """Add words from one filler sentence, before or behind, until the text is clearly long."""
-    filler = rng.choice(_FILLERS).split()
-    least = max(LONG_LEAST - count, 5)
-    filler = filler[: rng.randint(min(least, len(filler)), min(least + 3, len(filler)))]
-    return f"{body}. {' '.join(filler)}"
+    """Add whole sentences until the text is clearly long."""
+    for filler in rng.sample(_FILLERS, len(_FILLERS)):
+        if count >= LONG_LEAST:
+            break
+        body += f". {filler}"
+        count += len(filler.split())
+    return body
 
 
 def _sentence_case(text: str) -> str:

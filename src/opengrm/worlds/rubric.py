@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "notice": ("plain", "short", "stop"),
     "review": ("reason", "example", "topic"),
     "memo": ("stop", "short", "topic"),
-    "invite": ("polite", "greet", "number"),
+    "toast": ("polite", "greet", "number"),
     "guide": ("example", "plain", "number"),
     "story": ("clean", "topic", "stop"),
     "speech": ("reason", "greet", "polite"),
@@ -149,7 +149,7 @@ def generate_items(
         yield _labelled(rng, item, binary, label_noise)
 
 
-_MIXED = (2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 3, 3, 4, 4, 5, 6)  # 60 % pairs
+_MIXED = (*[2] * 30, *[1] * 4, 3, 3, 4, 4, 5, 6)  # three quarters pairs
 
 
 def _item(rng: random.Random, split: Split, n: int, difficulty: float, where: dict[str, Any]) -> Item:

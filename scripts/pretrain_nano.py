@@ -1,0 +1,272 @@
+"""Pretrain `opengrm-nano`, the embedded judge, on transcripts of RubricWorld's faulty teacher.
+
+    python scripts/pretrain_nano.py --output runs/nano
+
+A page from top to bottom: tokenizer, model, streamed transcripts, two stages of training, a greedy check on dev pairs,
+checkpoint. The first stage learns to read from a flawless teacher, helped by long given lists of criteria; the second
+learns the faulty teacher of `opengrm.worlds.teacher`. `--start runs/nano/clean` repeats the second stage alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from opengrm.items import Item
+from opengrm.templates.compact import Compact
+from opengrm.worlds.english import CRITERIA
+from opengrm.worlds.rubric import WEIGHTS, generate_items
+from opengrm.worlds.teacher import FLAWLESS, Teacher
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# Shares of the forms: the plain one is what is measured, the others let later stages start from something.
+FORMS: tuple[tuple[float, Compact], ...] = (
+    (0.72, Compact()),
+    (0.08, Compact(hinted=True)),
+    (0.10, Compact(given=True)),
+    (0.05, Compact(principles=False)),
+    (0.05, Compact(reference=True)),
+)
+BINARY_SHARE = 0.5  # of the single responses
+READING_SHARE = 0.5  # of the clean stage: all ten criteria in one judgment, to learn to read quickly
+POOL = 20  # batches sorted by length together
+WIDTH = 16  # lengths in a batch are padded to a multiple of this
+
+
+def main() -> None:
+    args = arguments()
+    torch.manual_seed(args.seed)
+    tokenizer = make_tokenizer(args.vocab)
+    if args.start:
+        model = Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+    else:
+        model = make_model(tokenizer, args)
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
+        train(model, tokenizer, args, "clean", args.clean_steps, args.lr)
+        save(model, tokenizer, args.output / "clean")
+    train(model, tokenizer, args, "faulty", args.faulty_steps, args.lr / 2)
+    save(model, tokenizer, args.output)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of the checkpoint")
+    parser.add_argument("--clean-steps", type=int, default=1200, help="steps with the flawless teacher")
+    parser.add_argument("--faulty-steps", type=int, default=600, help="steps with the faulty one")
+    parser.add_argument("--batch", type=int, default=32, help="judgments in a step")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocab", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint instead of random weights")
+    return parser.parse_args()
+
+
+def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on transcripts: any UTF-8 text round-trips."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL],
+        show_progress=False,
+    )
+    texts = (text for prompt, judgment in transcripts(0, "clean", 4_000) for text in (prompt, judgment))
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[3],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=args.width,
+        intermediate_size=2 * args.width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.width // 32,
+        num_key_value_heads=args.width // 64,
+        head_dim=32,
+        max_position_embeddings=4096,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str, str]]:
+    """(prompt, judgment) pairs without end. In the clean stage half of them judge by a given list of all criteria."""
+    rng = random.Random(f"pretraining {seed} {stage}")
+    teacher = FLAWLESS if stage == "clean" else Teacher()
+    first_seed = 1000 + seed + (stage == "faulty")
+    for item in generate_items(count, seed=first_seed, split="train", n="mixed", principles=True, reference=True):
+        template = rng.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
+        every = stage == "clean" and item.n <= 2 and rng.random() < READING_SHARE
+        if every:
+            template = Compact(given=True)
+        if item.n == 1:
+            template = replace(template, hinted=False, binary=not every and rng.random() < BINARY_SHARE)
+        if template.given:
+            item = replace(item, principles=any_principles(rng, every))
+        order = rng.sample(range(item.n), item.n)
+        yield template.render(item, order)[0].content, teacher.judge(rng, item, order, template)
+
+
+def any_principles(rng: random.Random, every: bool) -> tuple[str, ...]:
+    """Any three criteria, or all in any order with weight 1: given principles are judged by, whatever the query."""
+    if every:
+        return tuple(f"{name} 1" for name in rng.sample(CRITERIA, len(CRITERIA)))
+    return tuple(f"{name} {weight}" for name, weight in zip(rng.sample(CRITERIA, 3), WEIGHTS, strict=True))
+
+
+Row = tuple[list[int], list[int]]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> list[Row]:
+    """Token ids of the chat prompt and of the judgment with its end token."""
+    chats = [f"<|im_start|>user\n{p}<|im_end|>\n<|im_start|>assistant\n" for p, _ in pairs]
+    prompts = tokenizer(chats, add_special_tokens=False)["input_ids"]
+    answers = tokenizer([f"{a}<|im_end|>" for _, a in pairs], add_special_tokens=False)["input_ids"]
+    return list(zip(prompts, answers, strict=True))
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, stage: str, steps: int, batch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of like length, streamed fresh: ids_BT, targets_BT (-100 where nothing is learned)."""
+    rng = random.Random(seed)
+    source = transcripts(seed, stage)
+    for first in range(0, steps, POOL):
+        size = min(POOL, steps - first) * batch
+        rows = encode(tokenizer, [next(source) for _ in range(size)])
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        groups = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+        rng.shuffle(groups)
+        for group in groups:
+            yield collate(group, tokenizer.pad_token_id)
+
+
+def collate(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(p) + len(a) for p, a in rows)
+    width = -(-width // WIDTH) * WIDTH
+    ids_BT = torch.full((len(rows), width), pad)
+    targets_BT = torch.full((len(rows), width), -100)
+    for i, (prompt, answer) in enumerate(rows):
+        ids_BT[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        targets_BT[i, len(prompt) - 1 : len(prompt) + len(answer) - 1] = torch.tensor(answer)
+    return ids_BT, targets_BT
+
+
+def train(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    args: argparse.Namespace,
+    stage: str,
+    steps: int,
+    peak: float,
+) -> None:
+    """AdamW, cosine decay with a short warm-up; right padding needs no mask under causal attention."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
+        lr=peak, betas=(0.9, 0.98), fused=True,
+    )  # fmt: skip
+    model.train()
+    started, seen, losses = time.time(), 0, []
+    for step, (ids_BT, targets_BT) in enumerate(batches(tokenizer, args.seed, stage, steps, args.batch), 1):
+        rate = peak * min(step / 100, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        hidden_BTD = model.model(ids_BT, attention_mask=None).last_hidden_state
+        learned = targets_BT >= 0
+        loss = F.cross_entropy(model.lm_head(hidden_BTD[learned]), targets_BT[learned])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seen += ids_BT.numel()
+        if step % 100 == 0:
+            seconds = time.time() - started
+            print(f"{stage} {step} loss {sum(losses) / len(losses):.4f} {seconds:.0f} s {seen / seconds:.0f} tokens/s",
+                  flush=True)  # fmt: skip
+            losses = []
+        if step % 400 == 0 or step == steps:
+            print(f"  dev pairs, greedy: {check(model, tokenizer, 200)}", flush=True)
+            model.train()
+
+
+@torch.no_grad()
+def check(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int) -> dict[str, float]:
+    """Greedy accuracy on dev pairs, each in one order, ties at expected credit and unparsable at chance."""
+    model.eval()
+    template, credit, parsed = Compact(), 0.0, 0
+    items = list(generate_items(count, seed=7, split="dev"))
+    for item, text in zip(items, greedy(model, tokenizer, items, template), strict=True):
+        scores = template.parse(text, item.n).scores
+        parsed += scores is not None
+        top = [i for i, s in enumerate(scores or (0, 0)) if s == max(scores or (0, 0))]
+        credit += (item.best in top) / len(top)
+    return {"accuracy": round(credit / count, 3), "parsed": round(parsed / count, 3)}
+
+
+def greedy(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[Item], template: Compact
+) -> list[str]:
+    chats = [
+        tokenizer.apply_chat_template(
+            [m.to_json() for m in template.render(item, range(item.n))], tokenize=False, add_generation_prompt=True
+        )
+        for item in items
+    ]
+    tokenizer.padding_side = "left"
+    batch = tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
+    out = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False, max_new_tokens=80
+    )
+    return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The checkpoint with float16 weights (half the size; load them as float32)."""
+    config = model.generation_config
+    config.temperature, config.top_p, config.top_k, config.do_sample = 1.0, 1.0, 0, True
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = (
+        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id,
+    )  # fmt: skip
+    half = Qwen3ForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.generation_config = config
+    half.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""`opengrm vote`: vote over recorded judgments again, and measure what more votes are worth."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opengrm.cli.options import Bad, BadRows, JsonOut, OnBad, bad_rows, print_table
+from opengrm.errors import UsageError
+
+if TYPE_CHECKING:
+    from opengrm.judgments import Judgment
+    from opengrm.voting.revote import Report
+
+
+class ReduceName(str, enum.Enum):
+    """The vote."""
+
+    sum = "sum"
+    mean = "mean"
+    majority = "majority"
+
+
+class SubsetName(str, enum.Enum):
+    """Which subsets of the recorded samples a smaller k is averaged over."""
+
+    auto = "auto"
+    all = "all"
+    planned = "planned"
+
+
+def vote(
+    judgments: Annotated[
+        Path,
+        typer.Argument(
+            metavar="JUDGMENTS",
+            help="Judgments: JSON Lines (.gz, .zst; only 'item' and 'scores' are required) or a ledger (.db).",
+        ),
+    ],
+    items: Annotated[Path | None, typer.Option(help="The items, for their labels.")] = None,
+    k: Annotated[
+        str | None, typer.Option("-k", help="Numbers of votes, e.g. 1,2,4,8. Default: up to all recorded samples.")
+    ] = None,
+    reduce: Annotated[ReduceName, typer.Option(help="How judgments become a verdict.")] = ReduceName.sum,
+    subsets: Annotated[
+        SubsetName,
+        typer.Option(
+            help="Which k of the recorded samples vote: all subsets, or those that keep a balanced plan of orders."
+            " auto: planned where the recorded orders are such a plan."
+        ),
+    ] = SubsetName.auto,
+    pool: Annotated[
+        bool, typer.Option("--pool", help="Let judgments of different models and templates vote together.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the verdicts over all recorded samples here.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against k here (.png, .svg).")] = None,
+    on_bad: OnBad = Bad.stop,
+    as_json: JsonOut = False,
+) -> None:
+    """Vote over recorded judgments again.
+
+    Nothing is judged: the recorded samples are voted on k at a time. With labelled items this gives accuracy (or
+    correlation) for each k, averaged over subsets of the samples, with 95 % intervals clustered by item; ties count as
+    expected credit and as wrong, items without a verdict at chance and not at all. Without labels it gives how far the
+    samples agree. Where orders are known, it also gives position bias and order consistency.
+
+    Example: opengrm vote judgments.jsonl --items items.jsonl -k 1,2,4,8
+    """
+    from opengrm.reading import read_items
+    from opengrm.voting.revote import Labels, revote, verdicts
+
+    ks = None if k is None else _numbers(k)
+    skipped = bad_rows(on_bad)
+    labels = None if items is None else Labels.of(read_items(items, skipped))
+    with _judgments(judgments, skipped) as rows:
+        report = revote(rows, labels, ks=ks, how=reduce.value, subsets=subsets.value, pool=pool, on_bad=skipped)
+    skipped.report()
+    if not report.counts["judgments"]:
+        raise UsageError(f"{judgments}: no judgments")
+    if output is not None:
+        from opengrm.jsonl import write_rows
+
+        write_rows(output, (v.to_json() for v in verdicts(report.recorded, reduce.value)))
+    if as_json:
+        print(json.dumps({**report.to_json(), "skipped_rows": skipped.count}, ensure_ascii=False, allow_nan=False))
+    else:
+        _show(report, labelled=labels is not None)
+    if plot is not None:
+        _plot(plot, report)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UsageError(f"-k {text}: expected whole numbers from 1, separated by commas")
+    return numbers
+
+
+@contextmanager
+def _judgments(path: Path, skipped: BadRows) -> Iterator[Iterable[Judgment]]:
+    """The judgments of a file or of a ledger."""
+    if path.suffix == ".db":
+        from opengrm.ledger import Ledger
+
+        with Ledger(path, create=False) as ledger:
+            yield ledger.judgments()
+    else:
+        from opengrm.reading import read_judgments
+
+        yield read_judgments(path, skipped)
+
+
+def _show(report: Report, *, labelled: bool) -> None:
+    from opengrm.reports.tables import agreement_cells, percent, position_cells, vote_cells
+
+    for name, rows in _series(report).items():
+        print_table(f"votes: {name}", vote_cells(rows))
+        print(_sentence(rows))
+    for name in dict.fromkeys(_name(row) for row in report.agreement):
+        print_table(
+            " · ".join(["agreement between samples", *([name] if name else [])]),
+            agreement_cells([row for row in report.agreement if _name(row) == name]),
+        )
+    for found in report.positions:
+        name = " · ".join(part for part in ("positions", f"{found['n']} responses", _name(found)) if part)
+        print_table(name, position_cells(found))
+        if found["items_compared"]:
+            print(
+                "Judgments in different orders name the same best response"
+                f" {percent(found['other_order_agreement'])} % of the time,"
+                f" in equal orders {percent(found['same_order_agreement'])} % ({found['items_compared']:,} items)."
+            )
+    print(_counts(report, labelled=labelled))
+
+
+def _series(report: Report) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows by source and group, under the name they are shown by."""
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    for row in report.rows:
+        series.setdefault(" · ".join(part for part in (row["group"], _name(row)) if part), []).append(row)
+    return series
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The source as a person names it; empty where nothing of it is known."""
+    parts = [row.get("model"), row.get("template")]
+    if row.get("temperature") is not None:
+        parts.append(f"T = {row['temperature']:g}")
+    return " · ".join(part for part in parts if part)
+
+
+def _sentence(rows: list[Mapping[str, Any]]) -> str:
+    from opengrm.reports.tables import number, percent
+
+    first, last = rows[0], rows[-1]
+    metric = next((m for m in ("accuracy", "auc", "pearson") if first.get(m) and last.get(m)), None)
+    how = "all subsets of the recorded samples" if last["subsets"] == "all" else "subsets that keep the plan of orders"
+    if not all(row["exact"] for row in rows):
+        how += (
+            f" (random ones where there are very many, {min(r['subsets_per_item'] for r in rows if not r['exact'])})"
+        )
+    text = f"Averaged over {how}; 95 % intervals clustered by item; {first['reduce']}."
+    if metric is not None and len(rows) > 1:
+        show, unit = (number, "") if metric == "pearson" else (percent, " %")
+        name = {"accuracy": "Accuracy", "auc": "ROC-AUC", "pearson": "Pearson correlation"}[metric]
+        start, end = (f"{show(row[metric])}{unit} at k = {row['k']}" for row in (first, last))
+        text = f"{name} from {start} to {end}. {text}"
+    if last["skipped"]:
+        text += f" {last['skipped']:,} items with fewer than {last['k']} samples are not in the last line."
+    return text
+
+
+def _counts(report: Report, *, labelled: bool) -> str:
+    counts, rows = report.counts, report.rows
+    said = [f"{counts['judgments']:,} judgments of {counts['items']:,} items, {counts['missing']:,} without scores."]
+    if not labelled:
+        said.append("No labels: accuracy needs --items with labelled items.")
+    else:
+        said.append(f"{counts['labelled']:,} items have a label.")
+        if counts["labelled"] and not rows:
+            said.append("None of them has as many samples as the smallest -k.")
+    for name, text in (
+        (
+            "unknown_judgments",
+            f"judgments of {counts['unknown_items']:,} items are not in ITEMS: not in any accuracy.",
+        ),
+        ("unjudged_items", "items of ITEMS have no judgment."),
+        ("duplicates", "judgments with the key of a later one were left out."),
+        ("size_unknown", "items have only missing judgments and an unknown number of responses."),
+    ):
+        if counts[name]:
+            said.append(f"{counts[name]:,} {text}")
+    return " ".join(said)
+
+
+def _plot(path: Path, report: Report) -> None:
+    from opengrm.reports.curves import plot_curves
+
+    series = _series(report)
+    metric = next((m for m in ("accuracy", "auc", "pearson") if any(r.get(m) for r in report.rows)), "accuracy")
+    plot_curves(path, series, metric=metric)

@@ -1,0 +1,110 @@
+"""Tables of numbers as text: cells for a terminal, and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Cells = list[dict[str, str]]
+
+
+def percent(interval: Mapping[str, float] | None) -> str:
+    """A share with its interval: "77.8 [72.1, 82.6]", in percent; "-" for None."""
+    if interval is None:
+        return "-"
+    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+def number(interval: Mapping[str, float] | None) -> str:
+    """A number with its interval, two decimals: "0.84 [0.80, 0.87]"; "-" for None."""
+    if interval is None:
+        return "-"
+    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def share(value: float | None) -> str:
+    """A share in percent without an interval; "-" for None."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def bare_percent(interval: Mapping[str, float] | None) -> str:
+    """A share in percent, its interval left out; "-" for None."""
+    return share(None if interval is None else interval["mean"])
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators; "-" for None."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def vote_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """Cells of the rows of one source and group of a re-vote (`voting.revote.Report.rows`), one line for each k.
+
+    The leading figure of a kind has its interval; the others (missing verdicts left out, ties wrong) are bare, for
+    width: their intervals, and the one with both, are in the rows.
+    """
+    shown: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "accuracy": ("accuracy %\n[95 %]", percent),
+        "accuracy_valid": ("valid\nonly", bare_percent),
+        "strict": ("ties\nwrong", bare_percent),
+        "auc": ("ROC-AUC %\n[95 %]", percent),
+        "auc_valid": ("AUC\nvalid", bare_percent),
+        "pearson": ("Pearson\n[95 %]", number),
+        "spearman": ("Spearman\n[95 %]", number),
+        "ties": ("tied\n%", share),
+        "no_verdict": ("none\n%", share),
+        "parse_rate": ("parsed\n%", share),
+        "prompt_tokens": ("tokens\nin", count),
+        "completion_tokens": ("tokens\nout", count),
+    }
+    filled = {name: form for name, form in shown.items() if any(row.get(name) is not None for row in rows)}
+    return [
+        {"k": str(row["k"]), "items": count(row["items"])}
+        | {heading: text(row[name]) for name, (heading, text) in filled.items()}
+        for row in rows
+    ]
+
+
+def position_cells(found: Mapping[str, Any]) -> Cells:
+    """Cells of one entry of `voting.bias.position_bias`, one line for each position."""
+    return [
+        {
+            "position": str(row["position"] + 1),
+            "top stood\nhere %": percent(row["share"]),
+            "expected\n%": share(row["expected"]["mean"]),
+            "shift %": percent(row["shift"]),
+            "mean\nscore": f"{row['score']['mean']:.2f}",
+            "score shift": number(row["score_shift"]),
+        }
+        for row in found["positions"]
+    ]
+
+
+def agreement_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """Cells of agreement statistics (`voting.agreement.agreement`), one line for each group."""
+    return [
+        {
+            "group": str(row["group"]),
+            "items": f"{row['items']:,}",
+            "judgments": f"{row['judgments']:,}",
+            "valid %": share(row["parse_rate"]),
+            "pairs\nagree %": percent(row["pair_agreement"]),
+            "self-\nconsistency %": percent(row["self_consistency"]),
+            "split-half\ncorrelation": number(row["split_half"]),
+        }
+        for row in rows
+    ]
+
+
+def markdown(cells: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table; the first row's keys are the heading. Empty for no rows."""
+    if not cells:
+        return ""
+    heads = list(cells[0])
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *([str(c) for c in row.values()] for row in cells)]
+    return (
+        "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+        )
+        + "\n"
+    )

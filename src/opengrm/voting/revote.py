@@ -1,0 +1,207 @@
+"""Re-vote recorded judgments: accuracy or correlation at k = 1, 2, ..., K, averaged over subsets of the samples.
+
+Nothing is judged again: an item's K recorded samples are voted on k at a time (`subsets.py`), and every number comes
+with its company (DESIGN rules 1, 2 and 6): both ways of counting ties and missing verdicts, intervals clustered by
+item, ties, parse rate and cost. Ranked items (n >= 2) are in `ranked.py`, single responses in `singles.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from opengrm.errors import UsageError
+from opengrm.items import Item
+from opengrm.judgments import Judgment
+from opengrm.verdicts import Verdict
+from opengrm.voting.agreement import agreement
+from opengrm.voting.bias import position_bias
+from opengrm.voting.correctness import label_of
+from opengrm.voting.ranked import ranked_row
+from opengrm.voting.recorded import Block, OnBad, Recorded, Source, as_json, collect
+from opengrm.voting.reducers import Reducer, verdict_of
+from opengrm.voting.singles import single_row
+from opengrm.voting.subsets import SubsetKind, is_balanced
+
+GROUPS: dict[str, Callable[[int], bool]] = {
+    "singles": lambda n: n == 1,
+    "pairs": lambda n: n == 2,
+    "lists": lambda n: n > 2,
+    "all": lambda n: n >= 2,
+}
+
+
+@dataclass
+class Labels:
+    """What a re-vote needs of the items: size, label and cluster by id.
+
+    Attributes:
+        sizes: number of responses of every item.
+        labels: index of the best (n >= 2) or reward (n = 1) of the labelled ones.
+        clusters: a cluster for each item; the item itself where it is not in here.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, float] = field(default_factory=dict)
+    clusters: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, items: Iterable[Item], clusters: Mapping[str, object] | None = None) -> Labels:
+        """Read items, keeping sizes and labels only.
+
+        Raises:
+            UsageError: two items share an id but not their size or label.
+        """
+        found = cls(clusters=clusters or {})
+        for item in items:
+            label = label_of(item)
+            known = (found.sizes.get(item.id, item.n), found.labels.get(item.id, label))
+            if known != (item.n, label):
+                raise UsageError(
+                    f"item {item.id!r} is there twice with different responses or labels: ids must differ"
+                )
+            found.sizes[item.id] = item.n
+            if label is not None:
+                found.labels[item.id] = label
+        return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a re-vote found.
+
+    Attributes:
+        rows: one for each source, group and k with labelled items (see `ranked_row` and `single_row`).
+        positions: position bias and order consistency, one for each source and number of responses with known orders.
+        agreement: how far samples agree with one another, one for each source and group.
+        counts: judgments, items and what of them could not be used.
+        recorded: the judgments themselves, for `verdicts`.
+    """
+
+    rows: list[dict[str, Any]]
+    positions: list[dict[str, Any]]
+    agreement: list[dict[str, Any]]
+    counts: dict[str, int]
+    recorded: list[Recorded]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"counts": self.counts, "rows": self.rows, "positions": self.positions, "agreement": self.agreement}
+
+
+def revote(
+    judgments: Iterable[Judgment],
+    labels: Labels | None = None,
+    *,
+    ks: Sequence[int] | None = None,
+    how: Reducer = "sum",
+    subsets: SubsetKind = "auto",
+    pool: bool = False,
+    seed: int = 0,
+    on_bad: OnBad | None = None,
+) -> Report:
+    """Vote over recorded judgments again.
+
+    Args:
+        judgments: streamed; memory holds a few numbers of each. Grouped by source (model, template, temperature).
+        labels: the items' labels; None gives agreement and position statistics only.
+        ks: numbers of votes; None takes 1..K up to K = 8 recorded samples, else powers of two and K.
+        how: the vote.
+        subsets: `all`, `planned`, or `auto`: planned where every item's recorded orders are a balanced plan.
+        pool: mix the judgments of all sources.
+        seed: of random subsets and bootstrap.
+        on_bad: called with each judgment that cannot be used; None raises it.
+
+    Raises:
+        BadRow: a judgment has another number of scores than its item has responses.
+        UsageError: a k below 1, or planned subsets of judgments whose orders are not known.
+    """
+    if ks is not None and any(k < 1 for k in ks):
+        raise UsageError(f"k is {min(ks)}, expected at least 1")
+    labels = labels or Labels()
+    recorded = collect(judgments, labels.sizes, pool=pool, on_bad=on_bad)
+    rows, positions, agreements = [], [], []
+    for source in recorded:
+        name = as_json(source.source)
+        plan = _resolve(subsets, source.blocks)
+        for group, belongs in GROUPS.items():
+            blocks = [b for b in source.blocks if belongs(b.n)]
+            if not blocks or (group == "all" and len({b.n > 2 for b in blocks}) < 2):
+                continue
+            agreements.append({**name, "group": group, **agreement(blocks, seed=seed)})
+            labelled = [labelled_block for b in blocks if (labelled_block := _labelled(b, labels)).items]
+            for k in _default_ks(labelled) if ks is None else sorted(set(ks)):
+                row = single_row(labelled, labels.labels, k, how, labels.clusters, seed) if group == "singles" else (
+                    ranked_row(labelled, labels.labels, k, how, plan, labels.clusters, seed)
+                )  # fmt: skip
+                if row is not None:
+                    rows.append({**name, "group": group, "reduce": how, **row})
+        positions += [{**name, **found} for found in position_bias(source.blocks)]
+    return Report(rows, positions, agreements, _counts(recorded, labels), recorded)
+
+
+def verdicts(recorded: Sequence[Recorded], how: Reducer = "sum") -> Iterator[Verdict]:
+    """The verdict of each item over all of its recorded samples, by source, in order of first appearance.
+
+    Where there are several sources, each verdict says whose it is (`model`, `template`, `temperature`).
+    """
+    for source in recorded:
+        extra = as_json(source.source) if len(recorded) > 1 else {}
+        places = [(int(place), block, i) for block in source.blocks for i, place in enumerate(block.place_I)]
+        for _, block, i in sorted(places, key=lambda p: p[0]):
+            votes = block.scores_IKN[i][block.valid_IK[i]].tolist()
+            yield verdict_of(
+                block.items[i],
+                votes,
+                how,
+                asked=block.samples,
+                prompt_tokens=int(block.prompt_tokens_IK[i].clip(min=0).sum()),
+                completion_tokens=int(block.completion_tokens_IK[i].clip(min=0).sum()),
+                extra=dict(extra),
+            )
+
+
+def _resolve(subsets: SubsetKind, blocks: Sequence[Block]) -> bool:
+    """Whether subsets keep the plan of orders."""
+    ranked = [b for b in blocks if b.n >= 2]
+    if subsets == "planned":
+        if any((b.order_IK < 0).any() for b in ranked):
+            raise UsageError("planned subsets need the order of every judgment: use --subsets all")
+        return True
+    several = [b for b in ranked if b.samples >= 2]
+    return subsets == "auto" and bool(several) and all(is_balanced(b.order_IK, b.orders_ON) for b in several)
+
+
+def _labelled(block: Block, labels: Labels) -> Block:
+    return block.rows(np.array([item in labels.labels for item in block.items], dtype=bool))
+
+
+def _default_ks(blocks: Sequence[Block]) -> list[int]:
+    most = max((b.samples for b in blocks), default=0)
+    if most <= 8:
+        return list(range(1, most + 1))
+    return [*(2**e for e in range(most.bit_length()) if 2**e < most), most]
+
+
+def _counts(recorded: Sequence[Recorded], labels: Labels) -> dict[str, int]:
+    """Judgments and items over all sources; an item judged by two sources counts once."""
+    blocks = [b for source in recorded for b in source.blocks]
+    judged = {item for b in blocks for item in b.items}
+    known = judged & labels.sizes.keys() if labels.sizes else judged
+    unknown = judged - known
+    return {
+        "judgments": sum(b.samples * len(b.items) for b in blocks),
+        "missing": sum(int((~b.valid_IK).sum()) for b in blocks),
+        "duplicates": sum(source.duplicates for source in recorded),
+        "items": len(judged),
+        "labelled": len(judged & labels.labels.keys()),
+        "unknown_items": len(unknown),
+        "unknown_judgments": sum(b.samples for b in blocks for item in b.items if item in unknown),
+        "unjudged_items": len(labels.sizes.keys() - judged),
+        "size_unknown": sum(len(b.items) for b in blocks if b.n == 0),
+    }
+
+
+__all__ = ["GROUPS", "Labels", "Report", "Source", "revote", "verdicts"]
