@@ -36,9 +36,9 @@ CHAT_TEMPLATE = (
 # Shares of the forms: the plain one is what is measured, the others let later stages start from something.
 FORMS: tuple[tuple[float, Compact], ...] = (
     (0.72, Compact()),
-    (0.08, Compact(hinted=True)),
-    (0.10, Compact(given=True)),
-    (0.05, Compact(principles=False)),
+    (0.08, Compact(hint=True)),
+    (0.10, Compact(principles=True)),
+    (0.05, Compact(no_principles=True)),
     (0.05, Compact(reference=True)),
 )
 BINARY_SHARE = 0.5  # of the single responses
@@ -129,10 +129,11 @@ def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str
         template = rng.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
         every = stage == "clean" and item.n <= 2 and rng.random() < READING_SHARE
         if every:
-            template = Compact(given=True)
+            template = Compact(principles=True)
         if item.n == 1:
-            template = replace(template, hinted=False, binary=not every and rng.random() < BINARY_SHARE)
-        if template.given:
+            binary = not every and rng.random() < BINARY_SHARE
+            template = replace(template, hint=False, form="compact-binary" if binary else "compact")
+        if template.principles:
             item = replace(item, principles=any_principles(rng, every))
         order = rng.sample(range(item.n), item.n)
         yield template.render(item, order)[0].content, teacher.judge(rng, item, order, template)

@@ -209,7 +209,7 @@ class _Connection(asyncio.Protocol):
         size = -(-len(fault.raw) // fault.pieces)
         for at in range(0, len(fault.raw), size):
             self.transport.write(fault.raw[at : at + size])
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(fault.delay)
         self._send(Fault(b"", close=fault.close))
 
     def _done(self) -> None:

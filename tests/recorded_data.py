@@ -147,7 +147,7 @@ def realmistake_performance(data_dir: Path) -> dict[tuple[str, str], float]:
                 (task, judge.split("=", 1)[1].rsplit("/", 1)[-1]): prompt["metrics"]["accuracy"]
                 for task, models in table.items()
                 for judge, prompts in models.get("initial_model=gpt-4-0613", {}).items()
-                for prompt in prompts.values()
-                if task != "average"
+                for name, prompt in prompts.items()
+                if name.startswith("prompt=")
             }
     raise FileNotFoundError("performance.json of self_consistency")

@@ -143,15 +143,16 @@ def test_llama_cpp_continues_as_transformers_does(name: str, tmp_path: Path) -> 
     family, options = FAMILIES[name]
     folder = build_checkpoint(tmp_path / "model", family, **options)
     path = export_gguf(folder, tmp_path / "out" / "model.gguf", "f32")
+    compared = 0
     for prompt in PROMPTS:
         expected_length, expected = greedy_ids(folder, prompt, 16)
         length, ids = llama_cpp_ids(path, folder, prompt, 16)
         assert length == expected_length
-        end = next(
-            (i for i, token in enumerate(expected) if token in SPECIAL), 16
-        )  # llama.cpp ends at <|endoftext|> too
+        # llama.cpp ends at <|endoftext|> too, transformers at the configured token alone.
+        end = next((i for i, token in enumerate(expected) if token in SPECIAL), 16)
         assert ids[:end] == expected[:end]
-        assert end >= 5
+        compared += end
+    assert compared >= 20
 
 
 @pytest.fixture(scope="module")

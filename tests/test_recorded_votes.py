@@ -151,7 +151,7 @@ def test_realmistake(data_dir: Path, converted: Path) -> None:
         (r["model"], r["template"], r["k"]) for r in rows["majority"]
     ]
     assert len(rows["majority"]) == 9 * 5
-    for how, row in [(how, row) for how in rows for row in rows[how]]:
+    for how, row in [(name, row) for name, found in rows.items() for row in found]:
         cell, k = (row["model"], row["template"]), row["k"]
         expected = accuracies(votes[cell], labels[cell], k)
         assert {name: row[name]["mean"] for name in expected} == pytest.approx(expected, abs=EXACT)
@@ -211,7 +211,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
 def test_verdicts_of_all_samples(converted: Path, data_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "verdicts.jsonl"
     vote(converted, "amel_pilot_fresh", "amel", "--reduce", "majority", "-o", str(out))
-    votes, labels = amel_votes(data_dir, "pilot_responses", ["fresh"])
+    votes, _ = amel_votes(data_dir, "pilot_responses", ["fresh"])
     verdicts = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert len(verdicts) == 300
     for verdict in verdicts:

@@ -214,10 +214,10 @@ def judge(
         if ledger is None and output is not None:
             ledger = output.with_name(output.name.split(".")[0] + ".ledger.db")
         kept = stack.enter_context(Ledger(ledger))
-        opened = open_engine()
-        stack.callback(opened.close)
         verdict_rows = stack.enter_context(RowWriter(output or "-"))
         judgment_rows = None if judgments is None else stack.enter_context(RowWriter(judgments))
+        opened = open_engine()
+        stack.callback(opened.close)
         summary = Summary()
         show = stack.enter_context(progress("judging", count * k, quiet=quiet))
         grm = GRM(opened, chosen, sampling, orders.value, kept)

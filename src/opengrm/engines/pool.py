@@ -41,6 +41,7 @@ class Endpoint:
         troubles: failures in a row, 0 after any answer that shows a working server.
         aside_until: not used before this time (monotonic seconds).
         aside: out of use but for one request at a time that sees whether it is back.
+        asides: how often in a row it was set aside; the time doubles with each.
         failing_since: when the present row of failures began.
         n_ignored, logprobs_ignored: noticed by the engine from its answers.
     """
@@ -51,6 +52,7 @@ class Endpoint:
     troubles: int = 0
     aside_until: float = 0.0
     aside: bool = False
+    asides: int = 0
     failing_since: float | None = None
     probing: bool = False
     n_ignored: bool = False
@@ -140,6 +142,7 @@ class Pool:
     def _working(self, endpoint: Endpoint) -> None:
         endpoint.troubles = 0
         endpoint.aside = False
+        endpoint.asides = 0
         endpoint.failing_since = None
 
     def _trouble(self, endpoint: Endpoint, what: str, *, refused: bool = False) -> None:
@@ -154,7 +157,8 @@ class Pool:
         if refused or (better and endpoint.troubles >= TROUBLES_ASIDE):
             endpoint.aside = True
         if endpoint.aside and endpoint.aside_until <= now:
-            endpoint.aside_until = now + min(0.25 * 2 ** min(endpoint.troubles - 1, 8), MAX_ASIDE)
+            endpoint.aside_until = now + min(0.25 * 2**endpoint.asides, MAX_ASIDE)
+            endpoint.asides += 1
         since = [e.failing_since for e in self.endpoints if e.failing_since is not None]
         if len(since) < len(self.endpoints):
             return

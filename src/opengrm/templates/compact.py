@@ -14,17 +14,20 @@ and writes principles with weights, findings per response with their sum, and th
     [2] short yes, clean yes, polite no = 8
     \boxed{10, 8}
 
-Only the boxed scores decide (DESIGN rule 3); the lines above them are kept as principles and critique.
+Only the boxed scores decide (DESIGN rule 3); the lines above them are kept as principles and critique. Forms and
+additions have the names of the GRM family (`grm.py`): `compact-solo`, `compact-binary`, `+reference`, `+principles`,
+`+no-principles`, `+hint`. A hinted prompt without its line "Hint: ..." is the un-hinted prompt byte for byte.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opengrm.items import Item, Message
 from opengrm.templates.base import Parsed, fence
+from opengrm.templates.parsing import PARSER_VERSION, boxed_scores
 
 _MARKERS = (
     re.compile(r"\[\s*\d+\s*\]"),
@@ -32,50 +35,51 @@ _MARKERS = (
     re.compile(r"\b(?:Query|User|Assistant|System|Developer|Tool|Reference|Criteria|Hint)[^\S\n]*:", re.IGNORECASE),
     re.compile(r"\bJudge (?:by criteria|without criteria|by the criteria)\b", re.IGNORECASE),
 )
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 _FINDING = re.compile(r"^\[\d+\]")
+_TEXT_VERSION = 1
+
+FORMS = ("compact", "compact-solo", "compact-binary")
+EXTRAS = ("reference", "principles", "no-principles", "hint")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Compact:
     """The compact template and its forms; each form has its own `name`, so that judgments of two never mix.
 
     Attributes:
-        hinted: adds which response is the labelled best, by position shown (the hint of rejective fine-tuning).
-        given: shows `item.principles` and asks to judge by these (Eq. 8).
+        form: "compact" (all responses in one prompt, scores 0..10), "compact-solo" (one response a prompt, n
+            generations make one judgment), "compact-binary" (one response, scored 0 or 1; a training form).
         reference: shows `item.reference`.
-        principles: False asks for findings without a line of principles (the ablation "w/o principle generation").
-        binary: a single response, scored 0 or 1 (the paper's training form for single responses).
-        solo: one response a prompt, so that n generations make one judgment.
+        principles: shows `item.principles` and asks to judge by these (Eq. 8).
+        no_principles: asks for findings without a line of principles (the ablation "w/o principle generation").
+        hint: tells which response is labelled best, by position shown (rejective fine-tuning).
+
+    Raises:
+        ValueError: an unknown form, or additions that do not go together.
     """
 
-    hinted: bool = False
-    given: bool = False
+    form: str = "compact"
     reference: bool = False
-    principles: bool = True
-    binary: bool = False
-    solo: bool = False
+    principles: bool = False
+    no_principles: bool = False
+    hint: bool = False
 
     def __post_init__(self) -> None:
-        if self.given and not self.principles:
-            raise ValueError("given principles and no principles exclude each other")
+        if self.form not in FORMS:
+            raise ValueError(f"unknown form {self.form!r}: expected one of {', '.join(FORMS)}")
+        if self.principles and self.no_principles:
+            raise ValueError("'principles' and 'no-principles' exclude each other")
+        if self.hint and self.form != "compact":
+            raise ValueError(f"'hint' names the best of several responses, {self.form} shows one")
 
     @property
     def name(self) -> str:
-        forms = {
-            "hinted": self.hinted,
-            "given": self.given,
-            "reference": self.reference,
-            "noprinciples": not self.principles,
-            "binary": self.binary,
-            "solo": self.solo,
-        }
-        return "-".join(["compact", *(form for form, on in forms.items() if on)])
+        flags = (self.reference, self.principles, self.no_principles, self.hint)
+        return "+".join([self.form, *(name for name, on in zip(EXTRAS, flags, strict=True) if on)])
 
     @property
     def version(self) -> str:
-        return "1"
+        return f"{_TEXT_VERSION}.{PARSER_VERSION}"
 
     @property
     def low(self) -> float:
@@ -83,67 +87,61 @@ class Compact:
 
     @property
     def high(self) -> float:
-        return 1.0 if self.binary else 10.0
+        return 1.0 if self.form == "compact-binary" else 10.0
+
+    @property
+    def solo(self) -> bool:
+        return self.form != "compact"
 
     def render(self, item: Item, order: Sequence[int]) -> tuple[Message, ...]:
         """One user message (see the file's docstring).
 
         Raises:
-            ValueError: the form wants a hint, principles or a reference that the item lacks, or the binary or the solo
-                form is given more than one response.
+            ValueError: no reference, principles or label where the form needs it; several responses in a solo form; an
+                order that is not a permutation of the responses.
         """
-        if (self.binary or self.solo) and item.n != 1:
-            raise ValueError(f"the {self.name} form shows a single response, this item has {item.n}")
-        lines = [_turn(m.role, m.content) for m in item.prompt[:-1]]
+        if sorted(order) != list(range(item.n)):
+            raise ValueError(f"order {list(order)} is not a permutation of 0..{item.n - 1}")
+        if self.solo and item.n != 1:
+            raise ValueError(f"{self.name} shows one response a prompt, this item has {item.n}")
         last = item.prompt[-1]
+        lines = [_turn(m.role, m.content) for m in item.prompt[:-1]]
         lines.append(_turn("query" if last.role == "user" else last.role, last.content))
         if self.reference:
             if item.reference is None:
-                raise ValueError(f"the reference form needs 'reference', item {item.id!r} has none")
-            lines.append(f"Reference: {fence(item.reference, *_MARKERS)}")
-        lines += [f"[{p + 1}] {fence(item.responses[i], *_MARKERS)}" for p, i in enumerate(order)]
-        if self.given:
+                raise ValueError(f"{self.name} shows a reference answer, item {item.id} has none")
+            lines.append(f"Reference: {_data(item.reference)}")
+        lines += [f"[{position}] {_data(item.responses[index])}" for position, index in enumerate(order, 1)]
+        if self.principles:
             if not item.principles:
-                raise ValueError(f"the given form needs 'principles', item {item.id!r} has none")
-            lines.append(f"Criteria: {', '.join(fence(p, *_MARKERS) for p in item.principles)}")
-        if self.hinted:
+                raise ValueError(f"{self.name} shows given principles, item {item.id} has none")
+            lines.append(f"Criteria: {', '.join(_data(p) for p in item.principles)}")
+        if self.hint:
             if item.n < 2 or item.label is None:
-                raise ValueError(f"the hinted form needs a labelled best of 2 or more responses, item {item.id!r}")
+                raise ValueError(
+                    f"{self.name} names the best of several responses, item {item.id} has no label for it"
+                )
             lines.append(f"Hint: the best is [{list(order).index(item.label) + 1}]")
-        lines.append(self._task)
+        lines.append(self._task())
         return (Message("user", "\n".join(lines)),)
 
-    @property
-    def _task(self) -> str:
-        task = "Judge by the criteria" if self.given else "Judge by criteria" if self.principles else "Judge"
-        if not self.principles:
-            task = "Judge without criteria"
-        return f"{task}, 0 or 1." if self.binary else f"{task}."
-
     def parse(self, text: str, n: int) -> Parsed:
-        r"""Scores from the last `\boxed{...}`: exactly n numbers in range, by position shown. Never raises."""
+        """Scores from the last box: exactly n numbers in range, by position shown. Never raises."""
         principles, critique = _parts(text)
-        found = _BOXED.findall(text)
+        parsed = boxed_scores(text, n, self.low, self.high)
+        return replace(parsed, principles=principles, critique=critique)
 
-        def missing(error: str) -> Parsed:
-            return Parsed(None, error, principles, critique)
+    def _task(self) -> str:
+        by = "by the criteria" if self.principles else "without criteria" if self.no_principles else "by criteria"
+        return f"Judge {by}, 0 or 1." if self.form == "compact-binary" else f"Judge {by}."
 
-        if not found:
-            return missing("unparsable: no \\boxed{...} in the text")
-        fields = [f.strip() for f in found[-1].split(",")]
-        if not all(_NUMBER.fullmatch(f) for f in fields):
-            return missing(f"unparsable: the last box holds {found[-1]!r:.80}")
-        if len(fields) != n:
-            return missing(f"wrong_count: {len(fields)} scores for {n} responses")
-        scores = tuple(float(f) for f in fields)
-        outside = [s for s in scores if not self.low <= s <= self.high]
-        if outside:
-            return missing(f"out_of_range: {outside[0]:g} is not in {self.low:g}..{self.high:g}")
-        return Parsed(scores, None, principles, critique)
+
+def _data(text: str) -> str:
+    return fence(text, *_MARKERS)
 
 
 def _turn(role: str, content: str) -> str:
-    return f"{role.capitalize()}: {fence(content, *_MARKERS)}"
+    return f"{role.capitalize()}: {_data(content)}"
 
 
 def _parts(text: str) -> tuple[str | None, str | None]:

@@ -41,11 +41,12 @@ from opengrm.templates.parsing import PARSER_VERSION, RULES, sections
 FORMS = ("grm", "grm-solo", "grm-binary")
 EXTRAS = ("reference", "principles", "no-principles", "hint")
 
-# What looks like one of this family's markers. Repeats start where a run starts, so that matching stays linear.
+# What looks like one of this family's markers. A heading is matched from its last hash: `fence` puts its space behind
+# the first character of a match, and behind the first hash of a longer run it would leave an exact heading standing.
 MARKERS = (
     re.compile(r"\[\s*The\s+(?:Begin(?:ning)?|Start|End)\s+of\b", re.IGNORECASE),
     re.compile(
-        r"(?<!#)#{2,}\s*(?:(?:General|Specific|Evaluation)\s+(?:Evaluation\s+)?Criteria|Conversation\s+Context"
+        r"(?<=#)#\s*(?:(?:General|Specific|Evaluation)\s+(?:Evaluation\s+)?Criteria|Conversation\s+Context"
         r"|Responses?\s+to\s+be\s+Scored|Reference\s+Answer|Output\s+Format(?:\s+Requirements)?)",
         re.IGNORECASE,
     ),

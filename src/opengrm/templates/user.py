@@ -245,6 +245,8 @@ def _front_matter(path: Path, text: str) -> tuple[dict[str, tuple[str, int]], li
         if not value:
             _fail(path, line, f"{key!r} has no value")
         if key == "fence":
+            if len(value) < 2:
+                _fail(path, line, f"fence {value!r}: expected a marker of at least 2 characters")
             fences.append(value)
         elif key in keys:
             _fail(path, line, f"{key!r} stands here a second time")
@@ -280,8 +282,14 @@ def _shows(path: Path, keys: Mapping[str, tuple[str, int]], solo: bool) -> int |
 
 
 def _marker(text: str) -> re.Pattern[str]:
-    """A literal marker, in any case and with any white space where it has some."""
-    return re.compile(r"\s+".join(re.escape(word) for word in text.split()), re.IGNORECASE)
+    """A literal marker, in any case and with any white space where it has some.
+
+    Only its first character is matched, the rest is looked ahead at: so every occurrence is found, overlapping ones
+    (such as "###" in a longer run of hashes) as well.
+    """
+    first, *rest = text.split()
+    tail = r"\s+".join([re.escape(first[1:]), *map(re.escape, rest)])
+    return re.compile(f"{re.escape(first[0])}(?={tail})", re.IGNORECASE)
 
 
 def _parts(

@@ -82,7 +82,7 @@ class Teacher:
         """One judgment text of `item` with response `order[p]` at position p, in the template's form."""
         for _ in range(30):
             text, scores = self._try(rng, item, order, template)
-            if not template.hinted or rng.random() > self.follow_hint:
+            if not template.hint or rng.random() > self.follow_hint:
                 return text
             label = list(order).index(item.label)  # type: ignore[arg-type]
             if all(scores[label] > s for p, s in enumerate(scores) if p != label):
@@ -93,9 +93,9 @@ class Teacher:
         self, rng: random.Random, item: Item, order: Sequence[int], template: Compact
     ) -> tuple[str, tuple[int, ...]]:
         query = query_of(item)
-        principles = self._given(item) if template.given else self._believed(rng, query, template)
+        principles = self._given(item) if template.principles else self._believed(rng, query, template)
         lines, scores = [], []
-        if template.principles:
+        if not template.no_principles:
             lines.append(", ".join(f"{name} {weight}" for name, weight in principles))
         for p, index in enumerate(order):
             found = [self.find(rng, name, item.responses[index], query.topic, p, len(order)) for name, _ in principles]
@@ -107,7 +107,7 @@ class Teacher:
                 f"{name} {'yes' if met else 'no'}" for (name, _), met in zip(principles, found, strict=True)
             )
             lines.append(f"[{p + 1}] {findings} = {total}")
-        if template.binary:
+        if template.form == "compact-binary":
             scores = [int(s >= PASS_MARK) for s in scores]
         lines.append(self._box(rng, scores))
         return "\n".join(lines), tuple(scores)
