@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clean-steps", type=int, default=1200, help="steps with the flawless teacher")
     parser.add_argument("--faulty-steps", type=int, default=600, help="steps with the faulty one")
     parser.add_argument("--batch", type=int, default=32, help="judgments in a step")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=1024)
@@ -184,6 +184,42 @@ def collate(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids_BT, targets_BT
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal by five Newton-Schulz steps (Jordan et al., 2024), in float32.
+
+    A small model on one core learns to read in about half the steps that AdamW needs.
+    """
+
+    def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
+            for p in group["params"]:
+                by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
+                for p in params:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                updates = [p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in params]
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, update in zip(params, orthogonal(torch.stack(updates)), strict=True):
+                    p.add_(update, alpha=-scale)
+
+
+def orthogonal(x_MRC: torch.Tensor) -> torch.Tensor:
+    """Matrices with the singular vectors of the given ones and singular values near 1."""
+    tall = x_MRC.shape[1] > x_MRC.shape[2]
+    x = x_MRC.mT if tall else x_MRC
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if tall else x
+
+
 def train(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -192,26 +228,24 @@ def train(
     steps: int,
     peak: float,
 ) -> None:
-    """AdamW, cosine decay with a short warm-up; right padding needs no mask under causal attention."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-        lr=peak, betas=(0.9, 0.98), fused=True,
-    )  # fmt: skip
+    """Muon on the matrices, AdamW on embeddings and norms, cosine decay with a short warm-up; right padding needs no mask under causal attention."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    outer = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    optimizers = [Muon(inner, lr=peak), torch.optim.AdamW(outer, lr=peak / 5, betas=(0.9, 0.95), weight_decay=0.0)]
     model.train()
     started, seen, losses = time.time(), 0, []
     for step, (ids_BT, targets_BT) in enumerate(batches(tokenizer, args.seed, stage, steps, args.batch), 1):
-        rate = peak * min(step / 100, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        factor = min(step / 50, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for optimizer, top in zip(optimizers, (peak, peak / 5), strict=True):
+            optimizer.param_groups[0]["lr"] = top * factor
         hidden_BTD = model.model(ids_BT, attention_mask=None).last_hidden_state
         learned = targets_BT >= 0
         loss = F.cross_entropy(model.lm_head(hidden_BTD[learned]), targets_BT[learned])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(loss.item())
         seen += ids_BT.numel()
         if step % 100 == 0:

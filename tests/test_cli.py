@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from fake_server import Body, FakeServer
 
-from opengrm.cli import main
+from opengrm.cli.main import main
 
 
 class Ran(NamedTuple):
@@ -208,7 +208,7 @@ def test_help_loads_nothing_heavy() -> None:
     heavy = "torch", "transformers", "numpy", "matplotlib", "httpx", "jinja2", "pyarrow", "zstandard"
     code = (
         "import sys; sys.argv = ['opengrm', '--help']\n"
-        "import opengrm\nfrom opengrm.cli import main\n"
+        "import opengrm\nfrom opengrm.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         f"print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"
     )

@@ -154,6 +154,8 @@ def test_winner_rules(rule: str, text: str, n: int, expected: tuple[float, ...] 
         ("Specific Criteria: a. Analysis: b. Scores: \\boxed{8, 7}", "a.", "b."),
         ("Analysis: first 8\nScore: 8\nthen 7\nScore: 7\n" + "x" * 300 + "\n\\boxed{8, 7}", None, "first 8"),
         ("Analysis: b\nScores: \\boxed{8}", None, "b"),
+        ("Analysis: b\n\\\\boxed{8}", None, "b"),
+        ("\\boxed{8}", None, None),
         ("Specific Criteria: a", "a", None),
         ("no headings \\boxed{8}", None, None),
         ("", None, None),

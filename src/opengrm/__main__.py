@@ -1,5 +1,5 @@
 """`python -m opengrm`."""
 
-from opengrm.cli import main
+from opengrm.cli.main import main
 
 main()

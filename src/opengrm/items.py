@@ -233,4 +233,5 @@ def identifier(value: object) -> str:
 
 
 def is_number(value: object) -> bool:
+    """A JSON number: int or float, but not a boolean."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,10 +1,11 @@
 """Rows in files: JSON Lines, plain or compressed, JSON arrays and Parquet; read as a stream, written atomically.
 
-The ending decides: `.jsonl` (and anything unknown) is one JSON object a line, `.gz` and `.zst` around it are compressed,
-`.json` is an array of objects or one object, `.parquet` needs pyarrow. `-` is standard input or output.
+The ending decides: `.jsonl` (and anything unknown) is one JSON object a line, with `.gz` or `.zst` behind it that is
+compressed, `.json` is an array of objects or one object, `.parquet` needs pyarrow. `-` is standard input or output.
 
 A row that cannot be used is a `BadRow` that names its place; a file that cannot be read is a `UsageError` or an
-`OpenGRMError`. Memory is bounded: a line longer than `MAX_LINE` is bad, a `.json` file larger than `MAX_JSON` is refused.
+`OpenGRMError`. Memory is bounded: a line longer than `MAX_LINE` is bad, a `.json` file larger than `MAX_JSON` is
+refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import zstandard
 
@@ -211,9 +212,9 @@ def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     try:
         with open(path, "rb") as raw:
             if ending == ".gz":
-                yield io.BufferedReader(gzip.GzipFile(fileobj=raw))  # type: ignore[arg-type]
+                yield io.BufferedReader(gzip.GzipFile(fileobj=raw))
             elif ending == ".zst":
-                yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))  # type: ignore[type-var]
+                yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
             else:
                 yield raw
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
@@ -265,12 +266,14 @@ class RowWriter:
         target = self.path
         if not self.path.exists() or self.path.is_file():
             target = self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        raw: IO[bytes] = self._stack.enter_context(open(target, "wb"))
+        raw: IO[bytes] = self._stack.enter_context(target.open("wb"))
         ending = self.path.suffix.lower()
         if ending == ".gz":  # no name and no time in the file: the same rows give the same bytes
-            return self._stack.enter_context(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0))  # type: ignore[return-value]
+            packed = self._stack.enter_context(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0))
+            return cast(IO[bytes], packed)
         if ending == ".zst":
-            return self._stack.enter_context(zstandard.ZstdCompressor().stream_writer(raw, closefd=False))  # type: ignore[return-value]
+            stream = zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
+            return cast(IO[bytes], self._stack.enter_context(stream))
         if ending == ".parquet":
             self._parquet = _ParquetRows(raw, str(self.path))
         return raw

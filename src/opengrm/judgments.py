@@ -37,7 +37,7 @@ class Judgment:
         text, principles, critique: what the model wrote, whole and in parts.
         meta: the meta RM's logit that this judgment is correct, where one was asked.
         seed: the sampling seed, derived from the key.
-        prompt_tokens, completion_tokens: cost of this judgment alone (a prefill shared by several samples counts in each).
+        prompt_tokens, completion_tokens: cost of this judgment alone (a shared prefill counts in each that read it).
         extra: unknown keys, kept.
     """
 

@@ -133,22 +133,23 @@ class Ledger:
         A judgment of the same content that was kept under another id is copied to this one.
         """
         found: dict[str, Judgment] = {}
-        copies: list[Judgment] = []
+        copies: dict[str, Judgment] = {}
         with self._explained():
             for start in range(0, len(keys), 500):  # SQLite bounds the number of parameters
                 part = keys[start : start + 500]
                 marks = ",".join("?" * len(part))
-                query = f"SELECT item, row FROM judgments WHERE key IN ({marks}) ORDER BY item = ?, item"
-                for owner, row in self._db.execute(query, (*part, item)):
+                query = f"SELECT key, item, row FROM judgments WHERE key IN ({marks}) ORDER BY item = ?, item"
+                for key, owner, row in self._db.execute(query, (*part, item)):
                     judgment = judgment_from_json(json.loads(row))
-                    if judgment.error_kind in TRANSIENT_ERRORS or judgment.key is None:
+                    if judgment.error_kind in TRANSIENT_ERRORS:
                         continue
-                    if owner != item:
-                        judgment = replace(judgment, item=item)
-                        copies.append(judgment)
-                    found[judgment.key] = judgment
+                    if owner == item:  # sorted last: the item's own row wins over another's
+                        copies.pop(key, None)
+                    else:
+                        judgment = copies[key] = replace(judgment, item=item)
+                    found[key] = judgment
         if copies:
-            self.put_all(c for c in copies if found[c.key or ""] is c)
+            self.put_all(copies.values())
         return found
 
     def judgments(self, item: str | None = None) -> Iterator[Judgment]:

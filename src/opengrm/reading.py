@@ -63,9 +63,7 @@ def write_verdicts(path: str | Path, verdicts: Iterable[Verdict]) -> int:
     return write_rows(path, (verdict.to_json() for verdict in verdicts))
 
 
-def _typed(
-    path: str | Path, convert: Callable[[Row], list[T]], on_bad: OnBad | None
-) -> Iterator[tuple[str, T]]:
+def _typed(path: str | Path, convert: Callable[[Row], list[T]], on_bad: OnBad | None) -> Iterator[tuple[str, T]]:
     for where, row in read_rows(path, on_bad):
         try:
             values = convert(row)

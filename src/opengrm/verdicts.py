@@ -13,7 +13,7 @@ class Verdict:
 
     Attributes:
         item: id of the item.
-        scores: the aggregate of each response in the item's own order (unit: the reducer's), or None with no valid vote.
+        scores: one for each response in the item's own order (unit: the reducer's), or None with no valid vote.
         ranking: response indices, best first; equal scores in index order. Empty with no valid vote.
         winner: the one response at the top, None if several tie there, if n = 1, or with no valid vote.
         tied: the responses that share the top when more than one does, else empty.

@@ -46,12 +46,16 @@ def demo(
             judged.append(found.verdict)
         engine.close()
         write_verdicts(out / "verdicts.jsonl", judged)
-        report = revote((j for verdict in judged for j in ledger.judgments(verdict.item)), Labels.of(read_items(items)))
+        report = revote(
+            (j for verdict in judged for j in ledger.judgments(verdict.item)), Labels.of(read_items(items))
+        )
 
     assert first is not None
     print("\nOne pair, its first judgment, and the verdict of all of them:\n")
     print_judgments(first.item, first.judgments, first.verdict, how="sum", shown=1)
-    print_table(f"\n{count} pairs of RubricWorld, embedded model, T = 1: accuracy against votes", vote_cells(report.rows))
+    print_table(
+        f"\n{count} pairs of RubricWorld, embedded model, T = 1: accuracy against votes", vote_cells(report.rows)
+    )
     try:
         plot_curves(picture, {"sum of k votes": report.rows}, title="RubricWorld pairs, embedded model")
         pictured = f", {picture.name}"

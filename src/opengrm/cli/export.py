@@ -26,7 +26,7 @@ def _export() -> None:
 
 @app.command()
 def gguf(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help='"nano" or a checkpoint folder (Llama or Qwen3 family).')],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help='"nano", or a folder (Llama or Qwen3 family).')],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .gguf file to write.")],
     dtype: Annotated[GGUFType, typer.Option(help="Precision of the matrices; norms stay float32.")] = GGUFType.f16,
 ) -> None:

@@ -199,8 +199,8 @@ def judge(
         return
 
     assert items is not None
-    from opengrm.judges.run import Summary, verdicts
     from opengrm.jsonl import RowWriter
+    from opengrm.judges.run import Summary, verdicts
     from opengrm.ledger import Ledger
 
     skipped = bad_rows(on_bad)
@@ -297,7 +297,7 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
         return
     missing = ", ".join(f"{kind} {count:,}" for kind, count in sorted(summary.missing.items()))
     lines = [
-        f"{summary.items:,} items, {summary.judgments:,} judgments ({summary.new:,} new) in {figures['seconds']:,.1f} s",
+        f"{summary.items:,} items, {summary.judgments:,} judgments ({summary.new:,} new), {figures['seconds']:,.1f} s",
         f"valid judgments {figures['parse_rate']:.1%}"
         + (f" (missing: {missing})" if missing else "")
         + f"; verdicts with a tie at the top {summary.tied:,}, without a verdict {summary.no_verdict:,}",
@@ -338,7 +338,9 @@ def print_judgments(item: Item, judgments: Sequence[Judgment], verdict: Verdict,
     console = Console(highlight=False)
     for judgment in judgments[:shown]:
         order = " ".join(str(i + 1) for i in judgment.order or ())
-        console.rule(Text(f"judgment {judgment.sample + 1} of {len(judgments)}, responses shown in order {order}"), align="left")
+        console.rule(
+            Text(f"judgment {judgment.sample + 1} of {len(judgments)}, responses shown in order {order}"), align="left"
+        )
         if judgment.error is not None:
             console.print(Text(f"missing: {judgment.error}", style="red"))
             console.print(Text(judgment.text or ""))

@@ -66,7 +66,7 @@ def import_(
     ledger: LedgerFile,
     on_bad: OnBad = Bad.stop,
 ) -> None:
-    """Read judgments into a ledger; only `item` and `scores` are required in a row. A row already there stays one row."""
+    """Read judgments into a ledger; a row needs `item` and `scores`, and is kept once however often it is read."""
     from opengrm.ledger import Ledger
     from opengrm.reading import read_judgments
 

@@ -1,4 +1,4 @@
-"""Engines: where tokens and logits come from (transformers in process, any OpenAI-compatible server, vLLM, OpenVINO)."""
+"""Engines: where tokens and logits come from (transformers in process, OpenAI-compatible servers, vLLM, OpenVINO)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ seed, not on what else is in flight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,8 +91,10 @@ class Engine(Protocol):
     @property
     def model(self) -> str: ...
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Complete every sample of every request, in any order.
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
+        """Complete every sample of every request, in any order. Closing the generator gives up what is in flight.
+
+        `requests` is advanced in the caller's thread.
 
         Raises:
             EngineError: the engine cannot go on at all. A sample that fails alone is a Completion with an error.

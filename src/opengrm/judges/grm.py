@@ -1,7 +1,7 @@
 """The pointwise generative reward model as a judge: principles, critiques and a score per response in one text.
 
-`GRM.judge(items, k)` gives k judgments of each item: it plans the k orders (DESIGN rule 4), asks the ledger for what is
-already there, has the engine generate the rest, and parses. It streams: at most `window` items are open at a time,
+`GRM.judge(items, k)` gives k judgments of each item: it plans the k orders (DESIGN rule 4), asks the ledger for what
+is already there, has the engine generate the rest, and parses. It streams: at most `window` items are open at a time,
 and items come back in the order they came in.
 
 Joint form (the paper's): all n responses in one prompt, one generation a judgment. Solo form (`template.solo`): one
@@ -11,7 +11,8 @@ response a prompt, n generations make one judgment, which is missing if any of t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from opengrm.engines.base import Completion, Engine, Request, Sampling
@@ -46,7 +47,7 @@ class GRM:
 
     def judge(
         self, items: Iterable[Item], k: int, on_judgment: OnJudgment | None = None
-    ) -> Iterator[tuple[Item, list[Judgment]]]:
+    ) -> Generator[tuple[Item, list[Judgment]], None, None]:
         """k judgments of each item, in the items' order, each list by sample index.
 
         Args:
@@ -62,17 +63,21 @@ class GRM:
         feed, opened = iter(items), _Opened()
         while not opened.exhausted:
             # The engine ends when `_requests` does: at the end of the items, or when a straggler holds the window.
-            for completion in self.engine.generate(self._requests(feed, opened, k)):
-                work, sample = opened.take(completion)
-                if sample.complete(completion):
-                    judgment = self._judgment(work, sample)
-                    work.done[sample.index] = judgment
-                    if self.ledger is not None:
-                        self.ledger.put(judgment, sample.seconds)
-                    if on_judgment is not None:
-                        on_judgment(judgment, sample.seconds)
+            with closing(self.engine.generate(self._requests(feed, opened, k))) as completions:
+                for completion in completions:
+                    self._take(completion, opened, on_judgment)
                     yield from opened.finished()
             yield from opened.finished()
+
+    def _take(self, completion: Completion, opened: _Opened, on_judgment: OnJudgment | None) -> None:
+        work, sample = opened.take(completion)
+        if not sample.complete:
+            return
+        judgment = work.done[sample.index] = self._judgment(work, sample)
+        if self.ledger is not None:
+            self.ledger.put(judgment, sample.seconds)
+        if on_judgment is not None:
+            on_judgment(judgment, sample.seconds)
 
     def _requests(self, feed: Iterator[Item], opened: _Opened, k: int) -> Iterator[Request]:
         """Requests for what the ledger lacks: one for each distinct prompt, with the seeds of all its samples."""
@@ -108,7 +113,7 @@ class GRM:
         return tuple(self.template.render(item.only(i), (0,)) for i in range(item.n))
 
     def _key(self, item: Item, order: Sequence[int], rendered: str, sample: int) -> str:
-        """Rule 5's key. The rendered prompt is hashed too: a hint or a reference changes it, the item's key need not."""
+        """Rule 5's key. It holds the rendered prompt: a hint or a reference changes that, the item's key need not."""
         settings = (self.sampling.temperature, self.sampling.top_p, self.sampling.max_tokens)
         template = (self.template.name, self.template.version)
         return content_hash("judgment", self.engine.model, template, item.key, rendered, order, settings, sample)
@@ -165,16 +170,19 @@ class _Sample:
     key: str
     prompts: tuple[tuple[Message, ...], ...]
     completions: dict[int, Completion] = field(default_factory=dict)
-    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        return len(self.completions) == len(self.prompts)
+
+    @property
+    def seconds(self) -> float:
+        return sum(c.seconds for c in self.completions.values())
 
     def seed(self, part: int) -> int:
         """31 bits from the key: every server takes that many, JSON keeps them exactly."""
         source = self.key if part == 0 else content_hash(self.key, part)
         return int(source[:8], 16) & 0x7FFFFFFF
-
-    def complete(self, completion: Completion) -> bool:
-        self.seconds += completion.seconds
-        return len(self.completions) == len(self.prompts)
 
 
 @dataclass(eq=False)

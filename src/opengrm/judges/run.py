@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ def verdicts(
     reduce: Reducer = "sum",
     summary: Summary | None = None,
     on_progress: OnProgress | None = None,
-) -> Iterator[Judged]:
+) -> Generator[Judged, None, None]:
     """Judge k times and vote, item by item, in the items' order.
 
     Args:
@@ -139,10 +140,11 @@ def verdicts(
         if on_progress is not None:
             on_progress(there, summary)
 
-    for item, judgments in judge.judge(items, k, on_judgment):
-        there += len(judgments) - fresh.pop(item.id, 0)
-        judged = Judged(item, judgments, vote(item.id, judgments, item.n, reduce))
-        summary.add(judged)
-        if on_progress is not None:
-            on_progress(there, summary)
-        yield judged
+    with closing(judge.judge(items, k, on_judgment)) as run:
+        for item, judgments in run:
+            there += len(judgments) - fresh.pop(item.id, 0)
+            judged = Judged(item, judgments, vote(item.id, judgments, item.n, reduce))
+            summary.add(judged)
+            if on_progress is not None:
+                on_progress(there, summary)
+            yield judged

@@ -31,7 +31,7 @@ from opengrm.templates.parsing import PARSER_VERSION, boxed_scores
 
 _MARKERS = (
     re.compile(r"\[\s*\d+\s*\]"),
-    re.compile(r"\\+boxed", re.IGNORECASE),
+    re.compile(r"\\boxed", re.IGNORECASE),
     re.compile(r"\b(?:Query|User|Assistant|System|Developer|Tool|Reference|Criteria|Hint)[^\S\n]*:", re.IGNORECASE),
     re.compile(r"\bJudge (?:by criteria|without criteria|by the criteria)\b", re.IGNORECASE),
 )

@@ -46,7 +46,7 @@ EXTRAS = ("reference", "principles", "no-principles", "hint")
 MARKERS = (
     re.compile(r"\[\s*The\s+(?:Begin(?:ning)?|Start|End)\s+of\b", re.IGNORECASE),
     re.compile(
-        r"(?<=#)#\s*(?:(?:General|Specific|Evaluation)\s+(?:Evaluation\s+)?Criteria|Conversation\s+Context"
+        r"#(?<=##)\s*(?:(?:General|Specific|Evaluation)\s+(?:Evaluation\s+)?Criteria|Conversation\s+Context"
         r"|Responses?\s+to\s+be\s+Scored|Reference\s+Answer|Output\s+Format(?:\s+Requirements)?)",
         re.IGNORECASE,
     ),

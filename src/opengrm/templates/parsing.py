@@ -29,7 +29,7 @@ PARSER_VERSION = 1
 # Longest text of one score inside a box, with its wrapping; a longer box is not a list of scores.
 _SCORE_CHARS = 64
 
-_BOX = re.compile(r"\\{1,2}boxed[ \t]?\{")
+_BOX = re.compile(r"\\boxed[ \t]?\{")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|boldsymbol|bf)\s?\{([^{}]{0,64})\}")
 _SPACING = re.compile(r"\\[ ,;:!]|~")
@@ -83,15 +83,23 @@ def boxed_scores(text: str, n: int, low: float, high: float) -> Parsed:
 
 
 def _last_box(text: str, n: int, low: float, high: float) -> Parsed:
-    start = -1
-    for match in _BOX.finditer(text):
-        start = match.end()
-    if start < 0:
+    box = _find_last_box(text)
+    if box is None:
         return Parsed(None, r"unparsable: no \boxed{...} in the text")
-    content = _braced(text, start, n * _SCORE_CHARS)
+    content = _braced(text, box.end(), n * _SCORE_CHARS)
     if content is None:
         return Parsed(None, r"unparsable: the last \boxed{ is not closed")
     return box_list(content, n, low, high)
+
+
+def _find_last_box(text: str) -> re.Match[str] | None:
+    r"""The last `\boxed{`, looked for from the end: it usually stands there."""
+    at = text.rfind("\\boxed")
+    while at >= 0:
+        if (match := _BOX.match(text, at)) is not None:
+            return match
+        at = text.rfind("\\boxed", 0, at)
+    return None
 
 
 def _braced(text: str, start: int, limit: int) -> str | None:
@@ -220,6 +228,8 @@ def sections(text: str) -> tuple[str | None, str | None]:
     first: dict[str, re.Match[str]] = {}
     scores: list[int] = []
     for pattern in (_HEADING, _INLINE):
+        if len(first) == 2:
+            break
         found: dict[str, re.Match[str]] = {}
         for match in pattern.finditer(text):
             word = match[1].lower()
@@ -242,12 +252,13 @@ def _scores_start(text: str, headings: Sequence[int]) -> int:
 
     Headings further up are the sub-scores of single criteria, which belong to the analysis.
     """
-    box = -1
-    for match in _BOX.finditer(text):
-        box = match.start()
-    if box < 0:
+    box = _find_last_box(text)
+    if box is None:
         return max(headings, default=len(text))
-    return max((at for at in headings if box - _SCORES_LINE_CHARS <= at < box), default=box)
+    start = box.start()
+    if text[max(start - 1, 0) : start] == "\\":  # the first of two backslashes
+        start -= 1
+    return max((at for at in headings if start - _SCORES_LINE_CHARS <= at < start), default=start)
 
 
 def _clean(part: str | None) -> str | None:

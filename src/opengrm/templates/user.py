@@ -23,7 +23,8 @@ Required keys: name, low, high, parse (a rule of `recorded.ALL_RULES`). Optional
 of the template that text under judgment must not be able to write.
 
 A line that holds nothing but `{# system #}`, `{# user #}` or `{# assistant #}` starts a message of that role; without
-one, all of the body is one user message. The lines are found in the template's source, before any data is in it.
+one, all of the body is one user message. The lines are found in the template's source, before any data is in it. One
+line break at the end of a message is dropped; a block tag takes its own indentation and line break with it.
 
 The body sees `conversation` (the turns as text), `messages` (role and content), `responses` (in shown order), `n`,
 `reference` and `principles` (None where the item has none; printing a None is an error), and `hint` (position of the
@@ -63,7 +64,19 @@ _FRONT = re.compile(r"\A\ufeff?\{#-?[ \t]*opengrm[ \t]*\r?\n(.*?)-?#\}[ \t]*\r?\
 _ROLE_LINE = re.compile(r"^[ \t]*\{#-?[ \t]*(system|user|assistant)[ \t]*-?#\}[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Not deterministic, or able to make a huge string from a small one.
-_NO_FILTERS = ("random", "center", "format", "indent", "pprint", "urlize", "xmlattr", "wordwrap", "batch", "slice")
+_NO_FILTERS = (
+    "attr",
+    "random",
+    "center",
+    "format",
+    "indent",
+    "pprint",
+    "urlize",
+    "xmlattr",
+    "wordwrap",
+    "batch",
+    "slice",
+)
 _NO_METHODS = frozenset({"format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs"})
 
 
@@ -87,10 +100,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("'**' is not available in a template")
         return super().call_binop(context, operator, left, right)
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr in _NO_METHODS:
-            return False
-        return super().is_safe_attribute(obj, attr, value)
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, str) and attribute in _NO_METHODS:
+            raise SecurityError(f"'{attribute}' is not available in a template")
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(obj, str) and argument in _NO_METHODS:
+            raise SecurityError(f"'{argument}' is not available in a template")
+        return super().getitem(obj, argument)
 
 
 def _bounded_range(*args: int) -> range:

@@ -67,9 +67,9 @@ class Teacher:
         beliefs, misreadings: the systematic faults themselves.
     """
 
-    finding: float = 0.12
+    finding: float = 0.14
     total: float = 0.06
-    principle: float = 0.15
+    principle: float = 0.18
     broken: float = 0.02
     lean: float = 0.06
     belief: float = 0.75
