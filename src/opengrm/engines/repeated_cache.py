@@ -38,6 +38,7 @@ class RepeatedCacheRows:
         self.device = model.device
         self.prefill_tokens = prefill_tokens
         self.cohorts: list[_Cohort] = []
+        self._last_position = (getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31) - 1
         self._takes = set(inspect.signature(model.forward).parameters)
         layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
         self._padding = 0.5 if set(layers) <= _MASKED_LAYERS else 1.0
@@ -72,7 +73,8 @@ class RepeatedCacheRows:
             index = torch.tensor(cohort.rows, device=self.device)
             cohort.mask_RN = torch.cat([cohort.mask_RN, cohort.mask_RN.new_ones((len(cohort.rows), 1))], dim=1)
             logits_RV = self._forward(tokens_R[index][:, None], cohort.mask_RN, cohort.positions_R1, cohort.cache)
-            cohort.positions_R1 = cohort.positions_R1 + 1
+            # Finished rows that still stand in the batch may not walk off a learned position table.
+            cohort.positions_R1 = (cohort.positions_R1 + 1).clamp(max=self._last_position)
             if len(self.cohorts) == 1 and cohort.rows == list(range(len(cohort.rows))):
                 return logits_RV
             results.update(zip(cohort.rows, logits_RV, strict=True))

@@ -1,0 +1,266 @@
+"""The in-process engine: any Hugging Face causal LM, its own forward under our sampling loop (`decoding.py`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opengrm.engines.base import Completion, Request, Sampling
+from opengrm.engines.fingerprint import fingerprint
+from opengrm.errors import EngineError, MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    from opengrm.engines.decoding import Job, Sample
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    request: Request
+    prompt_tokens: int
+
+
+class TransformersEngine:
+    """An `Engine` over a checkpoint that this process loads.
+
+    Sampling is from the model's own distribution, scaled by the request's temperature and cut by its top_p: the
+    penalties and top_k of a checkpoint's generation settings are not applied. Generation ends at any of the end
+    tokens of `generation_config`, or at the tokenizer's.
+
+    Args:
+        model: "nano" (the embedded model), a folder, or a hub id.
+        device: "auto" (CUDA, else Apple's GPU, else CPU) or a torch device.
+        dtype: "auto" (float32 on a CPU, else the checkpoint's), "float32", "bfloat16" or "float16".
+        max_batch: most samples decoded together.
+        trust_remote_code: run code that comes with a checkpoint.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        EngineError: there is no such model, or it is not a causal LM with safetensors weights.
+        MissingExtra: torch or transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch: int = 128,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError:
+            raise MissingExtra("the transformers engine", "local") from None
+        if max_batch < 1:
+            raise UsageError(f"the batch size is {max_batch}, expected at least 1")
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+        folder, name = find_model(model, revision=revision, code=trust_remote_code)
+        check_folder(folder)
+        where = _device(device)
+        precision: Any = dtype
+        if dtype == "auto" and where == "cpu":
+            precision = torch.float32
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=precision, use_safetensors=True, output_loading_info=True, **options
+            )
+            self._model: Any = loaded.to(where).eval()
+        except Exception as error:
+            raise EngineError(f"{model}: cannot load this model: {_line(error)}") from None
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise EngineError(f"{model}: the weights lack {len(missing)} tensors, e.g. {missing[0]}")
+        from opengrm.engines import decoding
+        from opengrm.engines.chat import ChatTokenizer
+
+        self._decoding = decoding
+        self._chat = ChatTokenizer(tokenizer)
+        own_end = {tokenizer.eos_token_id} if isinstance(tokenizer.eos_token_id, int) else set()
+        self._stop_ids = decoding.end_tokens(self._model) | own_end
+        self._context = decoding.context_length(self._model)
+        self._max_batch = max_batch
+        self._identity = f"{name}@{fingerprint(folder)}"
+
+    @property
+    def model(self) -> str:
+        """Name and fingerprint of the weights, tokenizer and configuration."""
+        return self._identity
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+        return self._chat.tokenizer
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Complete every sample of every request, in any order; requests are pulled about one batch ahead.
+
+        Requests with the same messages share one prefill where they are in the batch, or waiting for it, together.
+        """
+        asked: dict[int, _Asked] = {}
+        refused: list[Completion] = []
+        left: dict[int, int] = {}
+
+        def jobs() -> Iterator[Job]:
+            for tag, request in enumerate(requests):
+                prompt = self._chat.encode(request.messages)
+                if self._context is not None and len(prompt) >= self._context:
+                    detail = f"too_long: the prompt has {len(prompt)} tokens, the model's context is {self._context}"
+                    refused.extend(
+                        Completion(request.id, index, "", "error", error=detail, prompt_tokens=len(prompt))
+                        for index in range(len(request.seeds))
+                    )
+                    # An empty job: lets the loop hand out the refusals before it pulls more.
+                    yield self._decoding.Job(tag, prompt, (), request.sampling)
+                    continue
+                asked[tag] = _Asked(request, len(prompt))
+                left[tag] = len(request.seeds)
+                yield self._decoding.Job(tag, prompt, request.seeds, request.sampling)
+
+        for sample in self._decode(jobs()):
+            yield from _drained(refused)
+            tag = sample.tag
+            yield self._completion(asked[tag], sample)
+            left[tag] -= 1
+            if not left[tag]:
+                del asked[tag], left[tag]
+        yield from _drained(refused)
+
+    def sample_ids(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[list[Sample]]:
+        """Sample from token ids: `decoding.sample` on this engine's model."""
+        return self._decoding.sample(
+            self._live(), prompts, seeds, sampling, stop_ids=self._stop_ids, max_batch=self._max_batch
+        )
+
+    def close(self) -> None:
+        """Let go of the weights. The engine cannot be used afterwards."""
+        self._model = None
+
+    def __enter__(self) -> TransformersEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _live(self) -> Any:
+        if self._model is None:
+            raise EngineError("the engine is closed")
+        return self._model
+
+    def _decode(self, jobs: Iterator[Job]) -> Iterator[Sample]:
+        import torch
+
+        try:
+            yield from self._decoding.decode(
+                self._live(), jobs, stop_ids=self._stop_ids, max_batch=self._max_batch
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise EngineError(
+                f"out of memory with {self._max_batch} samples in the batch: choose a smaller batch"
+            ) from None
+
+    def _completion(self, asked: _Asked, sample: Sample) -> Completion:
+        return Completion(
+            request=asked.request.id,
+            index=sample.index,
+            text=self._chat.decode(sample.token_ids),
+            finish=sample.finish,
+            prompt_tokens=asked.prompt_tokens,
+            completion_tokens=len(sample.token_ids) + (sample.finish == "stop"),
+            token_ids=sample.token_ids,
+            logprobs=sample.logprobs,
+            seconds=sample.seconds,
+        )
+
+
+def _drained(waiting: list[Completion]) -> Iterator[Completion]:
+    while waiting:
+        yield waiting.pop(0)
+
+
+def find_model(model: str | Path, *, revision: str | None = None, code: bool = False) -> tuple[Path, str]:
+    """The folder of a model, fetched from the hub where it must be, and its short name (with a hub id's commit).
+
+    Args:
+        model: "nano", a folder, or a hub id such as "Qwen/Qwen3-8B".
+        code: also fetch the checkpoint's Python files.
+
+    Raises:
+        EngineError: there is no such model here, and the hub cannot give it.
+    """
+    path = nano_folder() if str(model) == "nano" else Path(model)
+    if path.is_dir():
+        return path, path.resolve().name
+    text = str(model)
+    looks_like_a_path = text == "nano" or text.startswith((".", "/", "~")) or text.count("/") != 1 or os.sep in text[:1]
+    if looks_like_a_path or path.exists():
+        what = "is not a folder" if path.exists() else "no such model folder"
+        raise EngineError(f"{path}: {what}; give 'nano', a checkpoint's folder or a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = [*_WANTED, *(["*.py"] if code else [])]
+        folder = Path(snapshot_download(text, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        raise EngineError(f"{text}: no such folder, and the hub cannot give it: {_line(error)}") from None
+    return folder, f"{text}@{folder.name[:12]}"
+
+
+def nano_folder() -> Path:
+    """Where the embedded model lies inside the package."""
+    return Path(__file__).resolve().parents[1] / "nano"
+
+
+def check_folder(folder: Path) -> None:
+    """See that a folder holds a causal LM that can be loaded without pickle.
+
+    Raises:
+        EngineError: with what is missing or unsuitable.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = config.get("architectures") or []
+    except FileNotFoundError:
+        raise EngineError(f"{folder}: no config.json, so this is not a model's folder") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise EngineError(f"{folder}/config.json: cannot be read: {_line(error)}") from None
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        also = " (only pickled ones, which are not loaded: convert them to safetensors)" if pickled else ""
+        raise EngineError(f"{folder}: no *.safetensors weights{also}")
+    generates = any(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
+    if config.get("is_encoder_decoder") or (architectures and not generates):
+        raise EngineError(f"{folder}: {', '.join(architectures) or 'this model'} is not a causal language model")
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:
+        raise EngineError(f"device {device!r} cannot be used: {_line(error)}") from None
+    return device
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
