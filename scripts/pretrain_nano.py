@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opengrm.items import Item
 from opengrm.templates.compact import Compact
-from opengrm.worlds.english import CRITERIA
-from opengrm.worlds.rubric import WEIGHTS, generate_items
+from opengrm.worlds.english import CRITERIA, meets
+from opengrm.worlds.rubric import WEIGHTS, generate_items, query_of
 from opengrm.worlds.teacher import FLAWLESS, Teacher
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -42,7 +42,7 @@ FORMS: tuple[tuple[float, Compact], ...] = (
     (0.05, Compact(reference=True)),
 )
 BINARY_SHARE = 0.5  # of the single responses
-READING_SHARE = 0.5  # of the clean stage: all ten criteria in one judgment, to learn to read quickly
+EXERCISES = {"read": 1.0, "clean": 0.25, "faulty": 0.0}  # share of reading practice in each stage
 POOL = 20  # batches sorted by length together
 WIDTH = 16  # lengths in a batch are padded to a multiple of this
 
@@ -56,6 +56,8 @@ def main() -> None:
     else:
         model = make_model(tokenizer, args)
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
+        train(model, tokenizer, args, "read", args.read_steps, args.lr)
+        save(model, tokenizer, args.output / "read")
         train(model, tokenizer, args, "clean", args.clean_steps, args.lr)
         save(model, tokenizer, args.output / "clean")
     train(model, tokenizer, args, "faulty", args.faulty_steps, args.lr / 2)
@@ -65,6 +67,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of the checkpoint")
+    parser.add_argument("--read-steps", type=int, default=400, help="steps of reading practice")
     parser.add_argument("--clean-steps", type=int, default=1200, help="steps with the flawless teacher")
     parser.add_argument("--faulty-steps", type=int, default=600, help="steps with the faulty one")
     parser.add_argument("--batch", type=int, default=32, help="judgments in a step")
@@ -121,29 +124,34 @@ def make_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> 
 
 
 def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str, str]]:
-    """(prompt, judgment) pairs without end. In the clean stage half of them judge by a given list of all criteria."""
+    """(prompt, judgment) pairs without end, of the stage "read", "clean" or "faulty"."""
     rng = random.Random(f"pretraining {seed} {stage}")
-    teacher = FLAWLESS if stage == "clean" else Teacher()
-    first_seed = 1000 + seed + (stage == "faulty")
+    teacher = Teacher() if stage == "faulty" else FLAWLESS
+    first_seed = 1000 + 3 * seed + ("read", "clean", "faulty").index(stage)
     for item in generate_items(count, seed=first_seed, split="train", n="mixed", principles=True, reference=True):
+        if rng.random() < EXERCISES[stage]:
+            yield exercise(item.only(0) if rng.random() < 0.5 else item)
+            continue
         template = rng.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
-        every = stage == "clean" and item.n <= 2 and rng.random() < READING_SHARE
-        if every:
-            template = Compact(principles=True)
         if item.n == 1:
-            binary = not every and rng.random() < BINARY_SHARE
-            template = replace(template, hint=False, form="compact-binary" if binary else "compact")
+            form = "compact-binary" if rng.random() < BINARY_SHARE else "compact"
+            template = replace(template, hint=False, form=form)
         if template.principles:
-            item = replace(item, principles=any_principles(rng, every))
+            names = rng.sample(CRITERIA, len(WEIGHTS))  # given ones are judged by, whatever the query
+            item = replace(item, principles=tuple(f"{c} {w}" for c, w in zip(names, WEIGHTS, strict=True)))
         order = rng.sample(range(item.n), item.n)
         yield template.render(item, order)[0].content, teacher.judge(rng, item, order, template)
 
 
-def any_principles(rng: random.Random, every: bool) -> tuple[str, ...]:
-    """Any three criteria, or all in any order with weight 1: given principles are judged by, whatever the query."""
-    if every:
-        return tuple(f"{name} 1" for name in rng.sample(CRITERIA, len(CRITERIA)))
-    return tuple(f"{name} {weight}" for name, weight in zip(rng.sample(CRITERIA, 3), WEIGHTS, strict=True))
+def exercise(item: Item) -> tuple[str, str]:
+    """Reading practice: every criterion for every response. No template asks for it, so no judgment looks like it."""
+    prompt = Compact().render(item, range(item.n))[0].content.replace("\nJudge by criteria.", "\nCheck all.")
+    topic = query_of(item).topic
+    lines = []
+    for position, text in enumerate(item.responses, 1):
+        found = ", ".join(f"{c} {'yes' if meets(c, text, topic) else 'no'}" for c in CRITERIA)
+        lines.append(f"[{position}] {found}")
+    return prompt, "\n".join(lines)
 
 
 Row = tuple[list[int], list[int]]
@@ -247,13 +255,20 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
+        if step % 50 == 0:
+            with torch.no_grad():
+                logits = model.lm_head(hidden_BTD[learned]); t = targets_BT[learned]
+                y, n = tokenizer.convert_tokens_to_ids(["Ġyes", "Ġno"])
+                m = (t == y) | (t == n)
+                acc = ((logits[:, y] > logits[:, n]) == (t == y))[m].float().mean().item()
+            print(f"   {stage} {step} loss {loss.item():.3f} findings {acc:.3f} {time.time()-started:.0f}s", flush=True)
         seen += ids_BT.numel()
         if step % 100 == 0:
             seconds = time.time() - started
             print(f"{stage} {step} loss {sum(losses) / len(losses):.4f} {seconds:.0f} s {seen / seconds:.0f} tokens/s",
                   flush=True)  # fmt: skip
             losses = []
-        if step % 400 == 0 or step == steps:
+        if stage != "read" and (step % 400 == 0 or step == steps):
             print(f"  dev pairs, greedy: {check(model, tokenizer, 200)}", flush=True)
             model.train()
 

@@ -4,10 +4,10 @@ Works on token ids and on any `transformers` causal LM that is already loaded, f
 
     samples = sample(model, prompts, seeds_of_each, Sampling(temperature=1.0, max_tokens=64, logprobs=True))
 
-Each distinct prompt is prefilled once. Samples of many prompts are decoded together; finished ones leave the batch in
-steps (dropping rows copies the cache of the others), and waiting ones take their place. A sample's tokens depend on its
-prompt, settings and seed. Its batch companions can change them only through the last bits of floating-point sums,
-where a random number falls that close to the boundary between two tokens.
+Each distinct prompt is prefilled once. Samples of many prompts are decoded together; finished ones leave the batch
+in steps (dropping rows copies the cache of the others), and waiting ones take their place. A sample's tokens depend
+on its prompt, settings and seed. Its batch companions can change them only through the last bits of floating-point
+sums, where a random number falls that close to the boundary between two tokens.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Sample:
     Attributes:
         tag, index: the job, and which of its seeds.
         token_ids: the new tokens, without the end token.
-        finish: "stop" (an end token came) or "length".
+        finish: "stop" (an end token came), "length", or "error" (the prompt fills the model's context).
         logprobs: one per new token, end token included, under the unscaled distribution; None unless asked for.
         seconds: from the job's admission to this sample's end.
     """
@@ -95,7 +95,8 @@ def sample(
 
     Args:
         model: a `transformers` causal LM, or a wrapper that forwards to one.
-        prompts: token ids, at least one each, and short enough for the model's context with the new tokens.
+        prompts: token ids, at least one each. Where prompt and new tokens together pass the model's context, the
+            sample ends there ("length"); a prompt that fills it gives samples that finish with "error".
         seeds: for each prompt, one seed for each sample wanted.
         stop_ids: tokens that end a sample; the model's own (`generation_config.eos_token_id`) where None.
         max_batch: most samples decoded together.
@@ -158,11 +159,12 @@ class _Loop:
         self.context = context
         self.waiting: deque[tuple[Job, int]] = deque()  # a job, and its first seed that is not yet admitted
         self.running: list[_Running] = []  # rows of the batch, finished ones included until the next `keep`
+        self.exhausted = False
 
     def run(self) -> Iterator[Sample]:
         tokens_R: Tensor | None = None
         while True:
-            self._pull()
+            yield from self._pull()
             live = sum(not row.done for row in self.running)
             # A prefill stops the decoding of everybody else, so rooms are collected before they are filled.
             refill = bool(self.waiting) and (live == 0 or self.max_batch - live >= max(1, self.max_batch // 4))
@@ -180,13 +182,17 @@ class _Loop:
                 tokens_R = fed_R if new_R is None else new_R if fed_R is None else torch.cat([fed_R, new_R])
             yield from self._finished()
 
-    def _pull(self) -> None:
+    def _pull(self) -> Iterator[Sample]:
+        """Look one batch ahead. Samples of prompts that cannot be continued are finished at once."""
         ahead = sum(len(job.seeds) - first for job, first in self.waiting)
-        while ahead < self.max_batch:
+        while ahead < self.max_batch and not self.exhausted:
             job = next(self.jobs, None)
             if job is None:
-                return
-            if job.seeds:
+                self.exhausted = True
+            elif self.context is not None and len(job.prompt) >= self.context:
+                for index in range(len(job.seeds)):
+                    yield Sample(job.tag, index, (), "error", None, 0.0)
+            elif job.seeds:
                 self.waiting.append((job, 0))
                 ahead += len(job.seeds)
 

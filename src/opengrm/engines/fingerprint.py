@@ -1,4 +1,4 @@
-"""What a model is called in every judgment's key: a short name, and a fingerprint of the files that decide its text."""
+"""The fingerprint of a model, part of every judgment's key: a hash of the files that decide its text."""
 
 from __future__ import annotations
 

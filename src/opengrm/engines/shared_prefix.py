@@ -135,7 +135,10 @@ class SharedPrefixRows:
             self._plan()
         with _attending(self):
             output = self.model(
-                input_ids=tokens_R[:, None], position_ids=self.positions_R1, past_key_values=self._passed, use_cache=True
+                input_ids=tokens_R[:, None],
+                position_ids=self.positions_R1,
+                past_key_values=self._passed,
+                use_cache=True,
             )
         self.column += 1
         self.positions_R1 = self.positions_R1 + 1
@@ -258,7 +261,9 @@ class SharedPrefixRows:
         query_RHQD = query.view(rows, heads, -1, size)
         used = slice(self._first, self.column + 1)
         mask = None if self.mask_R11W is None else self.mask_R11W[..., used]
-        own, own_lse = attention_and_lse(query_RHQD, keys_RHWD[:rows, :, used], values_RHWD[:rows, :, used], scale, mask)
+        own, own_lse = attention_and_lse(
+            query_RHQD, keys_RHWD[:rows, :, used], values_RHWD[:rows, :, used], scale, mask
+        )
         parts = [self._attend_bundle(bundle, layer, query_RHQD, scale) for bundle in self.bundles if bundle.width]
         shared, shared_lse = parts[0] if len(parts) == 1 else _joined(parts)
         if self.order is not None:
@@ -310,7 +315,7 @@ def attention_and_lse(
     return torch.matmul(torch.exp(scores - lse[..., None]).to(value.dtype), value), lse
 
 
-class _PassThrough(Cache):  # type: ignore[misc]
+class _PassThrough(Cache):
     """Stands where the model expects its cache and keeps nothing: `SharedPrefixRows.attend` does the keeping."""
 
     def __init__(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Asked:
     request: Request
     prompt_tokens: int
+    left: int  # samples still to come
 
 
 class TransformersEngine:
@@ -73,10 +75,12 @@ class TransformersEngine:
             precision = torch.float32
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-            loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=precision, use_safetensors=True, output_loading_info=True, **options
-            )
+            with _quietly(transformers):
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+                found: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=precision, use_safetensors=True, output_loading_info=True, **options
+                )
+            loaded, report = found
             self._model: Any = loaded.to(where).eval()
         except Exception as error:
             raise EngineError(f"{model}: cannot load this model: {_line(error)}") from None
@@ -110,33 +114,20 @@ class TransformersEngine:
         Requests with the same messages share one prefill where they are in the batch, or waiting for it, together.
         """
         asked: dict[int, _Asked] = {}
-        refused: list[Completion] = []
-        left: dict[int, int] = {}
 
         def jobs() -> Iterator[Job]:
             for tag, request in enumerate(requests):
                 prompt = self._chat.encode(request.messages)
-                if self._context is not None and len(prompt) >= self._context:
-                    detail = f"too_long: the prompt has {len(prompt)} tokens, the model's context is {self._context}"
-                    refused.extend(
-                        Completion(request.id, index, "", "error", error=detail, prompt_tokens=len(prompt))
-                        for index in range(len(request.seeds))
-                    )
-                    # An empty job: lets the loop hand out the refusals before it pulls more.
-                    yield self._decoding.Job(tag, prompt, (), request.sampling)
-                    continue
-                asked[tag] = _Asked(request, len(prompt))
-                left[tag] = len(request.seeds)
+                if request.seeds:
+                    asked[tag] = _Asked(request, len(prompt), len(request.seeds))
                 yield self._decoding.Job(tag, prompt, request.seeds, request.sampling)
 
         for sample in self._decode(jobs()):
-            yield from _drained(refused)
-            tag = sample.tag
-            yield self._completion(asked[tag], sample)
-            left[tag] -= 1
-            if not left[tag]:
-                del asked[tag], left[tag]
-        yield from _drained(refused)
+            known = asked[sample.tag]
+            yield self._completion(known, sample)
+            known.left -= 1
+            if not known.left:
+                del asked[sample.tag]
 
     def sample_ids(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
@@ -165,20 +156,22 @@ class TransformersEngine:
         import torch
 
         try:
-            yield from self._decoding.decode(
-                self._live(), jobs, stop_ids=self._stop_ids, max_batch=self._max_batch
-            )
+            yield from self._decoding.decode(self._live(), jobs, stop_ids=self._stop_ids, max_batch=self._max_batch)
         except (torch.OutOfMemoryError, MemoryError):
             raise EngineError(
                 f"out of memory with {self._max_batch} samples in the batch: choose a smaller batch"
             ) from None
 
     def _completion(self, asked: _Asked, sample: Sample) -> Completion:
+        error = None
+        if sample.finish == "error":
+            error = f"too_long: the prompt has {asked.prompt_tokens} tokens, the model's context {self._context}"
         return Completion(
             request=asked.request.id,
             index=sample.index,
             text=self._chat.decode(sample.token_ids),
             finish=sample.finish,
+            error=error,
             prompt_tokens=asked.prompt_tokens,
             completion_tokens=len(sample.token_ids) + (sample.finish == "stop"),
             token_ids=sample.token_ids,
@@ -206,7 +199,9 @@ def find_model(model: str | Path, *, revision: str | None = None, code: bool = F
     if path.is_dir():
         return path, path.resolve().name
     text = str(model)
-    looks_like_a_path = text == "nano" or text.startswith((".", "/", "~")) or text.count("/") != 1 or os.sep in text[:1]
+    looks_like_a_path = (
+        text == "nano" or text.startswith((".", "/", "~")) or text.count("/") != 1 or os.sep in text[:1]
+    )
     if looks_like_a_path or path.exists():
         what = "is not a folder" if path.exists() else "no such model folder"
         raise EngineError(f"{path}: {what}; give 'nano', a checkpoint's folder or a hub id (owner/name)")
@@ -245,6 +240,19 @@ def check_folder(folder: Path) -> None:
     generates = any(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
     if config.get("is_encoder_decoder") or (architectures and not generates):
         raise EngineError(f"{folder}: {', '.join(architectures) or 'this model'} is not a causal language model")
+
+
+@contextmanager
+def _quietly(transformers: Any) -> Iterator[None]:
+    """Without transformers' progress bars, which would get into the way of the caller's own."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _device(device: str) -> str:

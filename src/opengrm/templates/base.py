@@ -72,7 +72,7 @@ def fence(text: str, *markers: re.Pattern[str]) -> str:
 
     A zero-width space goes in behind the first character of every match: a person and a model read the same words,
     but no exact marker is left, so the prompt's structure stays the one that `render` built. Text without a match
-    comes back unchanged. A marker's pattern must not begin with a repeat: what is left behind the break may match again.
+    comes back unchanged. A marker must not begin with a repeat: what is left behind the break may match again.
     """
     for pattern in (CONTROL, *markers):
         text = pattern.sub(lambda match: match.group()[0] + ZERO_WIDTH + match.group()[1:], text)

@@ -17,7 +17,7 @@ from opengrm.voting.intervals import Ids, Interval
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats, Floats, Floats], Floats]
 _CELLS = 200_000  # numbers of one working matrix: it stays in the processor's cache
-_MOST_CELLS = 100_000_000  # numbers that one bootstrap works through at most (beyond its 200 resamples)
+_MOST_CELLS = 8_000_000  # numbers that one bootstrap aims to work through
 
 
 def roc_auc(scores_I: Floats, labels_I: Floats, weights_BI: Floats) -> Floats:
@@ -76,16 +76,18 @@ def spearman(x_I: Floats, y_I: Floats, weights_BI: Floats) -> Floats:
 
 def bootstrap(
     statistic: Statistic, columns: Sequence[tuple[Floats, Floats]], clusters_I: Ids | None = None, *,
-    resamples: int = 1000, interval_columns: int = 4, seed: int = 0,
+    resamples: int = 1000, seed: int = 0,
 ) -> Interval | None:  # fmt: skip
     """A statistic with a 95 % percentile interval from resampling whole clusters with replacement.
+
+    Where there are many items, the resampling looks at some columns only (evenly spaced, at least 4), and its interval
+    is moved by the difference between their mean and that of all columns.
 
     Args:
         statistic: one of the functions above.
         columns: (x_I, y_I) of the same I items; with several, the statistic is averaged over those that define it.
         clusters_I: a cluster number for each item; every item is a cluster where None.
         resamples: number of resamples, fewer (at least 200) where there are very many items.
-        interval_columns: the resampling looks at this many of the columns, evenly spaced.
         seed: of the resampling; the same call gives the same interval.
 
     Returns:
@@ -97,8 +99,10 @@ def bootstrap(
         return None
     group_I = np.arange(items) if clusters_I is None else np.unique(clusters_I, return_inverse=True)[1]
     groups = int(group_I.max()) + 1
-    some = [columns[i] for i in np.unique(np.linspace(0, len(columns) - 1, interval_columns).round().astype(int))]
-    resamples = max(200, min(resamples, _MOST_CELLS // (items * len(some))))
+    looked_at = max(4, _MOST_CELLS // (items * resamples))
+    some = [columns[i] for i in np.unique(np.linspace(0, len(columns) - 1, looked_at).round().astype(int))]
+    moved = mean - _over_columns(statistic, some, np.ones((1, items)))[0] if len(some) < len(columns) else 0.0
+    resamples = max(200, min(resamples, 10 * _MOST_CELLS // (items * len(some))))
     draw, values, step = np.random.Generator(np.random.PCG64(seed)), [], max(1, _CELLS // items)
     for start in range(0, resamples, step):
         picked_BG = draw.integers(groups, size=(min(step, resamples - start), groups))
@@ -108,8 +112,9 @@ def bootstrap(
         values.append(_over_columns(statistic, some, weights_BI))
     found_B = np.concatenate(values)
     found_B = found_B[np.isfinite(found_B)]
-    low, high = np.percentile(found_B, [2.5, 97.5]) if len(found_B) else (mean, mean)
-    # With few items every resample can miss the point itself.
+    low, high = np.percentile(found_B, [2.5, 97.5]) + moved if len(found_B) and np.isfinite(moved) else (mean, mean)
+    # With few items every resample can miss the point itself, and no statistic here leaves [-1, 1].
+    low, high = max(-1.0, low), min(1.0, high)
     return Interval(float(mean), min(float(mean), float(low)), max(float(mean), float(high)))
 
 

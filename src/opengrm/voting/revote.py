@@ -149,9 +149,11 @@ def verdicts(recorded: Sequence[Recorded], how: Reducer = "sum") -> Iterator[Ver
     """
     for source in recorded:
         extra = as_json(source.source) if len(recorded) > 1 else {}
-        places = [(int(place), block, i) for block in source.blocks for i, place in enumerate(block.place_I)]
-        for _, block, i in sorted(places, key=lambda p: p[0]):
-            votes = block.scores_IKN[i][block.valid_IK[i]].tolist()
+        valid = [block.valid_IK for block in source.blocks]
+        places = [(int(place), b, i) for b, block in enumerate(source.blocks) for i, place in enumerate(block.place_I)]
+        for _, b, i in sorted(places):
+            block = source.blocks[b]
+            votes = block.scores_IKN[i][valid[b][i]].tolist()
             yield verdict_of(
                 block.items[i],
                 votes,

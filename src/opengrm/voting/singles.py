@@ -23,7 +23,6 @@ from opengrm.voting.totals import chunks, subset_modes, subset_totals
 
 Floats = npt.NDArray[np.float64]
 _CELLS = 20_000_000  # most numbers kept of one group's votes
-_INTERVAL_COLUMNS = 4  # subsets that the bootstrap looks at
 
 
 class _Votes(NamedTuple):
@@ -48,8 +47,8 @@ def single_row(
     Returns:
         None if no item has k samples. With 0/1 labels the keys of `ranked_row` (accuracies None where nothing decides)
         and `auc`, `auc_valid`; else `pearson` and `spearman`, over items with a verdict. Each with mean, low, high, or
-        None where it is not defined. The statistics over items are averaged over subsets; their intervals are
-        bootstrapped over items with up to 4 of the subsets.
+        None where it is not defined. The statistics over items are averaged over subsets, with bootstrap
+        intervals over items.
     """
     used = [b for b in blocks if b.samples >= k]
     if not used:
@@ -76,7 +75,6 @@ def single_row(
     for name, statistic in statistics.items():
         found = bootstrap(
             statistic, [(value_I, rewards_I) for value_I in value_IR.T], clusters_I, seed=seed,
-            interval_columns=_INTERVAL_COLUMNS,
         )  # fmt: skip
         row[name] = None if found is None else found._asdict()
     return {
