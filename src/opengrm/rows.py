@@ -282,7 +282,9 @@ def _hh_turns(text: str) -> tuple[Message, ...]:
 
 def _shared_text(chosen: str, rejected: str) -> tuple[tuple[Message, ...], str, str]:
     """TRL's rule for texts: the longest common beginning, cut back to the end of a word."""
-    at = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+    at = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    )
     while at > 0 and not chosen[at - 1].isspace():
         at -= 1
     if not chosen[:at].strip():
