@@ -135,6 +135,19 @@ def test_ignored_logprobs_are_noticed_once(serve: Any, engine: Any) -> None:
     assert all(c.logprobs is None and c.error is None for c in done.values())
 
 
+def test_a_server_that_does_not_sample_is_noticed(serve: Any, engine: Any) -> None:
+    eng = engine(serve(text=lambda body, index: "always this"))
+    with pytest.warns(RuntimeWarning, match="all have the same text at temperature 0.7: does the server sample"):
+        run(eng, requests(20, k=3))
+    run(eng, requests(20, k=3))
+    assert len(eng.notes) == 1
+    quiet = engine(serve(text=lambda body, index: "one" if body["seed"] < 100 else echo(body, index)))
+    run(quiet, requests(5, k=10))
+    run(quiet, requests(5, k=10, sampling=Sampling(temperature=0)))
+    run(quiet, requests(50))
+    assert quiet.notes == []
+
+
 def test_use_n_asks_once_for_a_group(serve: Any, engine: Any) -> None:
     server = serve(text=echo)
     done = run(engine(server, use_n=True), requests(3, k=4, sampling=Sampling(logprobs=True)))

@@ -20,7 +20,7 @@ import pytest
 from recorded_data import amel_rows, prometheus_rows, realmistake_self_consistency
 from typer.testing import CliRunner
 
-from opengrm.cli import app
+from opengrm.cli.main import app
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "convert_recorded.py"
 EXACT = 1e-12

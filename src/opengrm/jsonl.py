@@ -125,7 +125,7 @@ def _parquet(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
                     if problem:
                         report(BadRow(where, problem))
                     else:
-                        yield where, {key: value for key, value in row.items() if value is not None}
+                        yield where, row
     except (pyarrow.ArrowException, OSError) as error:
         raise OpenGRMError(f"{name}: not a readable Parquet file: {_one_line(error)}") from error
 
@@ -318,7 +318,7 @@ class RowWriter:
 
 
 class _ParquetRows:
-    """Rows gathered into row groups of a Parquet file; the first group fixes the columns."""
+    """Rows gathered into row groups of a Parquet file. The first group fixes the columns, so rows must be flat."""
 
     GROUP = 4096
 
@@ -333,20 +333,40 @@ class _ParquetRows:
         self._writer: Any = None
 
     def write(self, row: Mapping[str, Any]) -> None:
+        for key, value in row.items():
+            if isinstance(value, Mapping):
+                raise OpenGRMError(f"{self._name}: '{key}' is an object, which has no column; write JSON Lines")
         self._rows.append(dict(row))
         if len(self._rows) >= self.GROUP:
             self._flush()
 
     def _flush(self) -> None:
         try:
-            schema = None if self._writer is None else self._writer.schema
-            table = self._arrow.Table.from_pylist(self._rows, schema=schema)
             if self._writer is None:
-                self._writer = self._arrow.parquet.ParquetWriter(self._raw, table.schema)
-            self._writer.write_table(table)
+                schema = self._schema()
+                self._writer = self._arrow.parquet.ParquetWriter(self._raw, schema)
+            schema = self._writer.schema
+            if unknown := {key for row in self._rows for key in row} - set(schema.names):
+                raise OpenGRMError(
+                    f"{self._name}: '{min(unknown)}' came after the columns were fixed; write JSON Lines"
+                )
+            self._writer.write_table(self._arrow.Table.from_pylist(self._rows, schema=schema))
         except self._arrow.ArrowException as error:
             raise OpenGRMError(f"{self._name}: a row does not fit the columns: {_one_line(error)}") from error
         self._rows = []
+
+    def _schema(self) -> Any:
+        """The first group's columns; one that is still all null gets the type that a judgment's or verdict's has."""
+        arrow = self._arrow
+        numbers = {name: arrow.float64() for name in ("meta", "temperature", "margin", "confidence")}
+        whole = ("sample", "seed", "winner", "prompt_tokens", "completion_tokens")
+        types = {**numbers, **{name: arrow.int64() for name in whole}}
+        types |= {"scores": arrow.list_(arrow.float64()), "order": arrow.list_(arrow.int64())}
+        fields = []
+        for field in arrow.Table.from_pylist(self._rows).schema:
+            empty = arrow.types.is_null(field.type)
+            fields.append(arrow.field(field.name, types.get(field.name, arrow.string()) if empty else field.type))
+        return arrow.schema(fields)
 
     def close(self) -> None:
         if self._rows or self._writer is None:

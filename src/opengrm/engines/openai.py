@@ -36,6 +36,7 @@ from opengrm.engines.pool import Endpoint, Failed, Pool
 from opengrm.errors import EngineError, UsageError
 
 GARBAGE_BOUND = 16
+REPEATS_BOUND = 16
 SEED_BITS = 0x7FFFFFFF  # llama.cpp reads a seed as 32 bits, and takes the largest for "random"
 _RESERVED = ("messages", "n", "seed", "stream")
 
@@ -229,6 +230,9 @@ class _Run:
     closed: bool = False
     ok: int = 0
     failed: int = 0
+    first_texts: dict[int, str] = field(default_factory=dict)
+    repeats: int = 0
+    samples_differ: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -365,6 +369,7 @@ class _Client:
                 return []
             job.run.ok += 1
             self._notice(endpoint, job, choices)
+            self._notice_repeats(job, choices)
         seconds = time.monotonic() - start
         for index, choice in zip(job.indices, choices, strict=False):
             job.run.results.put(
@@ -396,6 +401,27 @@ class _Client:
         if wanted and not endpoint.logprobs_ignored:
             endpoint.logprobs_ignored = True
             self._notes.append(f"{endpoint.base_url} gives no log-probabilities: completions come without them")
+
+    def _notice_repeats(self, job: _Job, choices: Sequence[_Choice]) -> None:
+        """Say so if a prompt's samples are all alike, until two differ for the first time."""
+        run = job.run
+        if run.samples_differ or len(job.request.seeds) < 2 or job.request.sampling.temperature == 0:
+            return
+        for choice in choices:
+            first = run.first_texts.get(job.request.id)
+            if first is None:
+                run.first_texts[job.request.id] = choice.text
+            else:
+                run.repeats += 1
+                run.samples_differ = choice.text != first
+        if run.samples_differ or run.repeats >= REPEATS_BOUND:
+            if not run.samples_differ and not any(note.startswith("the samples") for note in self._notes):
+                self._notes.append(
+                    f"the samples of a prompt all have the same text at temperature {job.request.sampling.temperature}: "
+                    "does the server sample? (`transformers serve` does only if generation_config.json has do_sample)"
+                )
+            run.samples_differ = True
+            run.first_texts.clear()
 
 
 @dataclass(frozen=True, slots=True)
