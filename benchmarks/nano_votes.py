@@ -1,6 +1,6 @@
-"""What votes are worth to the embedded model: held-out RubricWorld pairs, greedy and k = 1..32, under three order plans.
+"""What votes are worth to the embedded model: held-out RubricWorld pairs, greedy and k = 1..32, three order plans.
 
-    python benchmarks/nano_votes.py        # writes results/nano-votes.json, .md and .png, about half an hour on two cores
+    python benchmarks/nano_votes.py    # writes results/nano-votes.json, .md and .png, about half an hour on two cores
 
 The ledger (results/nano-votes.ledger.db, not kept in git) makes the run resumable.
 """
@@ -80,7 +80,8 @@ def main() -> None:
     series = {f"{plan} orders": reports[plan].rows for plan in PLANS}
     title = f"Embedded model, {args.items:,} RubricWorld pairs"
     plot_curves(args.output.with_suffix(".png"), series, levels={"greedy": greedy["accuracy"]}, title=title)
-    page = [f"# Votes of the embedded model\n\n{title}, test split, T = 1, sum of votes. Accuracy in percent with 95 % intervals.\n"]
+    head = f"{title}, test split, T = 1, sum of votes. Accuracy in percent with 95 % intervals."
+    page = [f"# Votes of the embedded model\n\n{head}\n"]
     page.append(f"\nGreedy, one order: {percent(greedy['accuracy'])}, tied {share(greedy['ties'])} %.\n")
     page += [f"\n## {plan} orders\n\n{markdown(vote_cells(reports[plan].rows))}" for plan in PLANS]
     page.append(f"\n![accuracy against k]({args.output.with_suffix('.png').name})\n")

@@ -3,7 +3,7 @@
     python benchmarks/throughput.py        # writes results/throughput.json, about ten minutes
 
 Three measurements, each in a process of its own with one thread:
-  1. judgments per second with an engine that answers at once (items read from a file, ledger on disk, verdicts written);
+  1. judgments per second with an engine that answers at once (items from a file, ledger on disk, verdicts written);
   2. peak memory of the same run at 10 thousand and at 1 million judgments;
   3. judgments per second against a local server with 50 ms latency and 64 requests in flight, as a share of the ideal
      64 / 0.05 s. The server runs in a process of its own on the same machine.
@@ -31,9 +31,9 @@ IDEAL_IN_FLIGHT, LATENCY = 64, 0.05
 def work(kind: str, judgments: int, folder: Path) -> dict[str, float]:
     """One measurement, in this process."""
     from opengrm.engines.base import Sampling
+    from opengrm.jsonl import RowWriter
     from opengrm.judges.grm import GRM
     from opengrm.judges.run import Summary, verdicts
-    from opengrm.jsonl import RowWriter
     from opengrm.ledger import Ledger
     from opengrm.reading import read_items
     from opengrm.templates import get_template
@@ -70,9 +70,16 @@ def work(kind: str, judgments: int, folder: Path) -> dict[str, float]:
     engine.close()
     stop()
     figures = summary.to_json()
-    assert figures["judgments"] == judgments and figures["parse_rate"] == 1.0, figures
+    if figures["judgments"] != judgments or figures["parse_rate"] != 1.0:
+        raise SystemExit(f"the run did not do its work: {figures}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"judgments": judgments, "seconds": seconds, "cpu_seconds": cpu, "per_second": judgments / seconds, "peak_mib": peak}
+    return {
+        "judgments": judgments,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "per_second": judgments / seconds,
+        "peak_mib": peak,
+    }
 
 
 def measured(kind: str, judgments: int) -> dict[str, float]:

@@ -6,7 +6,9 @@
 DATA is a folder with three public sets (each is converted if it is there):
 
 - `amel_llmbar_repeat_votes`: LLMBar pairs judged five times (pilot) and three times (v2) by small models that answer
-  "1" or "2". The answer names a position: it becomes scores in the item's own order, and the order is kept.
+  "1" or "2". The answer names a position: it becomes scores in the item's own order, and the order is kept. 668 rows
+  record a failed call ("429 Too Many Requests"), from which the set's own parser read the answer "2": these are
+  missing.
 - `realmistake`: 5 sampled verdicts "error" / "no_error" on single responses, by three models. The authors ask that
   examples not be published in plain text, so items carry their id instead of their text: voting needs no text.
 - `prometheus_gpt4_x3`: three scores 1..5 a response by GPT-4. Without a human label the third is held out as one: what
@@ -61,8 +63,12 @@ def amel(folder: Path, out: Path) -> None:
 def amel_judgment(row: Row) -> Row:
     """The answer names the position shown; `swap` says that the pair's second response stood first."""
     order = [1, 0] if row["swap"] else [0, 1]
-    scores: list[int] | None = None
-    if row["parsed_label"] is not None:
+    scores, error = None, None
+    if row["raw_response"].startswith("ERROR:"):
+        error = f"server: {row['raw_response'][7:80]}"
+    elif row["parsed_label"] is None:
+        error = f"unparsable: {row['raw_response']!r:.80}"
+    else:
         scores = [0, 0]
         scores[order[int(row["parsed_label"]) - 1]] = 1
     return {
@@ -70,7 +76,7 @@ def amel_judgment(row: Row) -> Row:
         "sample": row["repetition"],
         "order": order,
         "scores": scores,
-        "error": None if scores else f"unparsable: {row['raw_response']!r:.80}",
+        "error": error,
         "text": row["raw_response"],
         "model": row["judge"],
         "template": f"amel-{row['regime']}",

@@ -1,10 +1,11 @@
-"""Pretrain `opengrm-nano`, the embedded judge, on transcripts of RubricWorld's faulty teacher.
+"""Pretrain `opengrm-nano`, the embedded judge, on transcripts of RubricWorld.
 
-    python scripts/pretrain_nano.py --output runs/nano
+    OMP_NUM_THREADS=1 python scripts/pretrain_nano.py --output runs/nano
 
-A page from top to bottom: tokenizer, model, streamed transcripts, two stages of training, a greedy check on dev pairs,
-checkpoint. The first stage learns to read from a flawless teacher, helped by long given lists of criteria; the second
-learns the faulty teacher of `opengrm.worlds.teacher`. `--start runs/nano/clean` repeats the second stage alone.
+A page from top to bottom: tokenizer, model, streamed transcripts, three stages, a greedy check on dev pairs,
+checkpoint. The stages: "read" practises reading every criterion of every response; "clean" learns to judge from a
+flawless teacher; "faulty" learns the faults of `opengrm.worlds.teacher`. Every stage starts from the checkpoint that the
+one before it wrote, so `--first faulty` repeats the last stage alone and ends where a whole run ends.
 """
 
 from __future__ import annotations
@@ -51,32 +52,33 @@ def main() -> None:
     args = arguments()
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(args.vocab)
-    if args.start:
-        model = Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32)
-    else:
-        model = make_model(tokenizer, args)
-        print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
-        train(model, tokenizer, args, "read", args.read_steps, args.lr)
-        save(model, tokenizer, args.output / "read")
-        train(model, tokenizer, args, "clean", args.clean_steps, args.lr)
-        save(model, tokenizer, args.output / "clean")
-    train(model, tokenizer, args, "faulty", args.faulty_steps, args.lr / 2)
-    save(model, tokenizer, args.output)
+    steps = {"read": args.read_steps, "clean": args.clean_steps, "faulty": args.faulty_steps}
+    peaks = {"read": args.lr, "clean": args.lr, "faulty": args.lr / 2}
+    model = make_model(tokenizer, args)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
+    before = None
+    for stage in steps:
+        if stage in list(steps)[list(steps).index(args.first) :]:
+            if before:
+                model = Qwen3ForCausalLM.from_pretrained(args.output / before, dtype=torch.float32)
+            train(model, tokenizer, args, stage, steps[stage], peaks[stage])
+            save(model, tokenizer, args.output / stage)
+        before = stage
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of the checkpoint")
-    parser.add_argument("--read-steps", type=int, default=400, help="steps of reading practice")
-    parser.add_argument("--clean-steps", type=int, default=1200, help="steps with the flawless teacher")
-    parser.add_argument("--faulty-steps", type=int, default=600, help="steps with the faulty one")
-    parser.add_argument("--batch", type=int, default=32, help="judgments in a step")
+    parser.add_argument("--read-steps", type=int, default=300, help="steps of reading practice")
+    parser.add_argument("--clean-steps", type=int, default=250, help="steps with the flawless teacher")
+    parser.add_argument("--faulty-steps", type=int, default=300, help="steps with the faulty one")
+    parser.add_argument("--batch", type=int, default=48, help="judgments in a step")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="go on from this checkpoint instead of random weights")
+    parser.add_argument("--first", choices=("read", "clean", "faulty"), default="read", help="stage to begin with")
     return parser.parse_args()
 
 
@@ -257,11 +259,14 @@ def train(
         losses.append(loss.item())
         if step % 50 == 0:
             with torch.no_grad():
-                logits = model.lm_head(hidden_BTD[learned]); t = targets_BT[learned]
+                logits = model.lm_head(hidden_BTD[learned])
+                t = targets_BT[learned]
                 y, n = tokenizer.convert_tokens_to_ids(["Ġyes", "Ġno"])
                 m = (t == y) | (t == n)
                 acc = ((logits[:, y] > logits[:, n]) == (t == y))[m].float().mean().item()
-            print(f"   {stage} {step} loss {loss.item():.3f} findings {acc:.3f} {time.time()-started:.0f}s", flush=True)
+            print(
+                f"   {stage} {step} loss {loss.item():.3f} findings {acc:.3f} {time.time() - started:.0f}s", flush=True
+            )
         seen += ids_BT.numel()
         if step % 100 == 0:
             seconds = time.time() - started

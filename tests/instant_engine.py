@@ -15,7 +15,8 @@ def boxed_scores_by_seed(request: Request, index: int) -> str:
     n = request.messages[-1].content.count("[The Begin of Response ") or 1
     draw = random.Random(request.seeds[index])
     scores = ", ".join(str(draw.randint(1, 10)) for _ in range(n))
-    return f"Specific Criteria: accuracy (60%), clarity (40%).\nAnalysis: compared one by one.\nScores: \\boxed{{{scores}}}"
+    head = "Specific Criteria: accuracy (60%), clarity (40%).\nAnalysis: compared one by one.\n"
+    return f"{head}Scores: \\boxed{{{scores}}}"
 
 
 class InstantEngine:

@@ -173,14 +173,14 @@ def test_a_server_that_answers_garbage_now_and_then(run: Run, items: Path, tmp_p
     assert sum(v["asked"] - v["valid"] for v in verdicts) == done.json["missing"]["unparsable"]
 
 
-INTERRUPTED = [sys.executable, "-m", "opengrm", "judge", "{items}", "-o", "{out}", "--engine", "openai", "--model", "m"]
+INTERRUPTED = [sys.executable, "-m", "opengrm", "judge", "{items}", "-o", "{out}", "--engine", "openai"]
 
 
 def test_ctrl_c_keeps_what_was_judged_and_the_same_command_goes_on(items: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "v.jsonl"
     with FakeServer(latency=0.2) as server:
         words = [w.format(items=items, out=out) for w in INTERRUPTED]
-        words += ["--base-url", server.base_url, "-k", "8", "--concurrency", "4", "-q"]
+        words += ["--base-url", server.base_url, "--model", "m", "-k", "8", "--concurrency", "4", "-q"]
         process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         while server.asked < 12 and process.poll() is None:
             time.sleep(0.01)

@@ -97,16 +97,17 @@ CALLS: list[tuple[str, list[str], int, str]] = [
     ("a template with a syntax error", ["{items}", "--template", "{dir}/bad.jinja"], 2, "bad.jinja:"),
     ("a hint without a label", ["{dir}/unlabelled.jsonl", "--template", "grm+hint"], 1, "unlabelled.jsonl:1: "),
     ("a reference that is not there", ["{items}", "--template", "grm+reference"], 1, "i.jsonl:1: "),
-    ("one response for a pair template", ["{dir}/single.jsonl", "--template", "{dir}/pair.jinja"], 1, "single.jsonl:1: "),
+    ("one response for a pair", ["{dir}/single.jsonl", "--template", "{dir}/pair.jinja"], 1, "single.jsonl:1: "),
     ("a missing model folder", ["{items}", "--engine", "transformers", "--model", "{dir}/no-model"], 1, "no-model"),
     ("a folder that is no model", ["{items}", "--engine", "transformers", "--model", "{dir}"], 1, "config.json"),
     ("a bad top_p", ["{items}", "--top-p", "0"], 2, "top_p is 0"),
     ("no base URL", ["{items}", "--engine", "openai", "--model", "m"], 2, "needs --base-url"),
     ("a base URL that is none", ["{items}", "--engine", "openai", "--base-url", "localhost"], 2, "base URL"),
-    ("a base URL for another engine", ["{items}", "--engine", "vllm", "--base-url", "http://x/v1"], 2, "--base-url goes with"),
+    ("a base URL for another", ["{items}", "--engine", "vllm", "--base-url", "http://x/v1"], 2, "--base-url goes with"),
 ]  # fmt: skip
 
-PAIR = "{# opengrm\nname: pair\nlow: 1\nhigh: 10\nparse: boxed\nn: 2\n#}\n{{ conversation }} A: {{ responses[0] }} B: {{ responses[1] }}"
+FRONT = "{# opengrm\nname: mine\nlow: 1\nhigh: 10\nparse: boxed\nn: 2\n#}\n"
+PAIR = FRONT + "{{ conversation }} A: {{ responses[0] }} B: {{ responses[1] }}"
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "i.jsonl").write_bytes(GOOD)
     (tmp_path / "unlabelled.jsonl").write_bytes(row())
     (tmp_path / "single.jsonl").write_bytes(row(responses=["x"]))
-    (tmp_path / "bad.jinja").write_text("{# opengrm\nname: bad\nlow: 1\nhigh: 10\nparse: boxed\n#}\n{% for r in responses %}{{ r }")
+    (tmp_path / "bad.jinja").write_text(FRONT + "{% for r in responses %}{{ r }")
     (tmp_path / "pair.jinja").write_text(PAIR)
     return tmp_path
 
@@ -127,7 +128,9 @@ def test_calls(run: Run, folder: Path, words: list[str], code: int, said: str) -
     assert done.code == code
 
 
-@pytest.mark.parametrize("words", [["-k", "0"], ["-k", "many"], ["--orders", "random"], ["--temperature", "-1"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "words", [["-k", "0"], ["-k", "many"], ["--orders", "random"], ["--temperature", "-1"], ["--nonsense"]]
+)
 def test_options_out_of_range(run: Run, folder: Path, words: list[str]) -> None:
     done = run("judge", folder / "i.jsonl", *words)
     assert done.code == 2
@@ -135,7 +138,8 @@ def test_options_out_of_range(run: Run, folder: Path, words: list[str]) -> None:
 
 
 def test_a_dead_server(run: Run, folder: Path) -> None:
-    done = run("judge", folder / "i.jsonl", "--engine", "openai", "--base-url", "http://127.0.0.1:9/v1", "--model", "m", "-q")
+    words = ("--engine", "openai", "--base-url", "http://127.0.0.1:9/v1", "--model", "m")
+    done = run("judge", folder / "i.jsonl", *words, "-q")
     assert done.code == 1
     assert "http://127.0.0.1:9/v1" in one_line(done.err)
 
@@ -152,7 +156,8 @@ def test_a_dead_server(run: Run, folder: Path) -> None:
 def test_a_server_that_cannot_be_used(run: Run, folder: Path, fault: Any, said: str) -> None:
     (folder / "many.jsonl").write_bytes(b"".join(row(prompt=f"p{i}") for i in range(40)))
     with FakeServer(fault=lambda number, body: fault) as server:
-        done = run("judge", folder / "many.jsonl", "--engine", "openai", "--base-url", server.base_url, "--model", "m", "-q")
+        words = ("--engine", "openai", "--base-url", server.base_url, "--model", "m")
+        done = run("judge", folder / "many.jsonl", *words, "-q")
     assert done.code == 1
     assert said in one_line(done.err)
 

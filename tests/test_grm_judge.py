@@ -75,7 +75,9 @@ def test_items_are_read_lazily() -> None:
     assert read <= 5
 
 
-@pytest.mark.parametrize("change", ["model", "template", "temperature", "top_p", "max_tokens", "item", "reference", "sample"])
+@pytest.mark.parametrize(
+    "change", ["model", "template", "temperature", "top_p", "max_tokens", "item", "reference", "sample"]
+)
 def test_everything_that_can_change_a_text_changes_the_key(change: str) -> None:
     item, template, engine, sampling = make_items(1)[0], get_template("grm"), InstantEngine(), Sampling()
     base = next(iter(GRM(engine, template, sampling).judge([item], k=2)))[1]
@@ -102,8 +104,8 @@ def test_everything_that_can_change_a_text_changes_the_key(change: str) -> None:
 def test_label_id_and_k_do_not_change_the_key() -> None:
     item = make_items(1)[0]
     judge = GRM(InstantEngine(), get_template("grm"))
-    (_, four), = judge.judge([item], k=4)
-    (_, eight), = judge.judge([replace(item, best=1, id="renamed")], k=8)
+    ((_, four),) = judge.judge([item], k=4)
+    ((_, eight),) = judge.judge([replace(item, best=1, id="renamed")], k=8)
     assert [j.key for j in four] == [j.key for j in eight][:4]
 
 
@@ -136,9 +138,8 @@ def test_same_content_under_two_ids_gives_the_same_judgments_whatever_the_order(
 
 def test_solo_makes_one_judgment_of_n_generations() -> None:
     def answer(request: Request, index: int) -> str:
-        return "no score" if "answer 1.2" in request.messages[-1].content else "Scores: \\boxed{%d}" % (
-            3 if ".0\n" in request.messages[-1].content else 8
-        )
+        shown = request.messages[-1].content
+        return "no score" if "answer 1.2" in shown else f"Scores: \\boxed{{{3 if '.0' in shown else 8}}}"
 
     engine = InstantEngine(answer)
     (_, good), (_, bad) = GRM(engine, get_template("grm-solo")).judge(make_items(2, n=3), k=2)
@@ -162,10 +163,10 @@ def test_failed_samples_are_missing_with_a_reason_and_asked_again() -> None:
     engine = Flaky()
     with Ledger(None) as ledger:
         judge = GRM(engine, get_template("grm"), ledger=ledger)
-        (_, judgments), = judge.judge(make_items(1), k=4)
+        ((_, judgments),) = judge.judge(make_items(1), k=4)
         assert Counter(j.error_kind for j in judgments) == {"timeout": 2, None: 2}
         engine.broken, engine.asked = False, 0
-        (_, judgments), = judge.judge(make_items(1), k=4)
+        ((_, judgments),) = judge.judge(make_items(1), k=4)
         assert engine.asked == 2
         assert all(j.scores for j in judgments)
 
@@ -176,7 +177,7 @@ def test_a_text_cut_off_before_its_scores_is_truncated_not_unparsable() -> None:
             for completion in super().generate(requests):
                 yield replace(completion, text="Specific Criteria: one", finish="length")
 
-    (_, judgments), = GRM(Cut(), get_template("grm")).judge(make_items(1), k=2)
+    ((_, judgments),) = GRM(Cut(), get_template("grm")).judge(make_items(1), k=2)
     assert {j.error_kind for j in judgments} == {"truncated"}
 
 
@@ -213,5 +214,6 @@ def test_a_run_counts_what_it_did() -> None:
 
 
 def test_seeds_fix_the_text() -> None:
-    runs = [list(GRM(InstantEngine(boxed_scores_by_seed), get_template("grm")).judge(make_items(5), k=4)) for _ in "ab"]
-    assert [[j.text for j in js] for _, js in runs[0]] == [[j.text for j in js] for _, js in runs[1]]
+    judge = GRM(InstantEngine(boxed_scores_by_seed), get_template("grm"))
+    first, second = ([[j.text for j in js] for _, js in judge.judge(make_items(5), k=4)] for _ in "ab")
+    assert first == second

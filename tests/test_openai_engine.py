@@ -16,8 +16,9 @@ import pytest
 from fake_server import DROP, HANG, Body, FakeServer, Fault, chat_completion, failure, reply, scores_by_seed
 
 from opengrm.engines import pool
+from opengrm.engines.answers import read_answer
 from opengrm.engines.base import Completion, Request, Sampling
-from opengrm.engines.openai import OpenAIEngine, read_answer
+from opengrm.engines.openai import OpenAIEngine
 from opengrm.engines.pool import Failed, backoff, retry_after
 from opengrm.errors import EngineError, UsageError
 from opengrm.items import Message

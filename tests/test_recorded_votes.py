@@ -78,7 +78,9 @@ def amel_votes(
     for row in sorted(amel_rows(data_dir, name), key=lambda r: r["repetition"]):
         if row["regime"] in regimes:
             shown = {"1": 1 if row["swap"] else 0, "2": 0 if row["swap"] else 1, None: None}
-            votes[row["judge"], row["regime"]][row["item_id"]].append(shown[row["parsed_label"]])
+            # The set's parser read the answer "2" from "429 Too Many Requests".
+            failed = "429 Too Many Requests" in row["raw_response"]
+            votes[row["judge"], row["regime"]][row["item_id"]].append(None if failed else shown[row["parsed_label"]])
             assert (
                 labels.setdefault(row["item_id"], shown[row["truth_label_after_swap"]])
                 == shown[row["truth_label_after_swap"]]

@@ -1,7 +1,7 @@
-"""Rows in files: JSON Lines, plain or compressed, JSON arrays and Parquet; read as a stream, written atomically.
+"""Rows in files: JSON Lines, JSON arrays and Parquet; read as a stream, written whole or not at all.
 
-The ending decides: `.jsonl` (and anything unknown) is one JSON object a line, with `.gz` or `.zst` behind it that is
-compressed, `.json` is an array of objects or one object, `.parquet` needs pyarrow. `-` is standard input or output.
+The ending decides: `.json` is an array of objects or one object, `.parquet` needs pyarrow, anything else is one JSON
+object a line. `.gz` or `.zst` behind it: compressed. `-` is standard input or output, as JSON Lines.
 
 A row that cannot be used is a `BadRow` that names its place; a file that cannot be read is a `UsageError` or an
 `OpenGRMError`. Memory is bounded: a line longer than `MAX_LINE` is bad, a `.json` file larger than `MAX_JSON` is
@@ -17,55 +17,83 @@ import json
 import math
 import os
 import re
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import IO, Any, NoReturn, cast
 
 import zstandard
 
-from opengrm.errors import BadRow, MissingExtra, OpenGRMError, UsageError
+from opengrm.errors import BadRow, OpenGRMError, UsageError
+from opengrm.parquet import ParquetRows, read_parquet
 
 Row = dict[str, Any]
 OnBad = Callable[[BadRow], None]
 MAX_LINE = 64 * 2**20  # bytes
 MAX_JSON = 2**30  # bytes of a .json file, which is read whole
-_SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_DEPTH = 64  # of nested arrays and objects
+MAX_DIGITS = 300  # of a whole number, so that it fits a double
 
 
 def read_rows(path: str | Path, on_bad: OnBad | None = None) -> Iterator[tuple[str, Row]]:
     """The rows of a file with their places ("file:line", or "file[index]" in an array or Parquet file).
+
+    Empty lines and a byte order mark at the start are passed over.
 
     Args:
         path: the file, or "-".
         on_bad: called with each bad row, which is then left out; None raises it.
 
     Raises:
-        BadRow: a row is not a JSON object in UTF-8 (only with `on_bad=None`), or the file holds no row.
-        UsageError: there is no such file, or it is a folder.
-        OpenGRMError: the file cannot be read or decompressed.
+        BadRow: a row is not a JSON object in UTF-8 (only with `on_bad=None`).
+        UsageError: there is no such file, it is a folder, or it may not be read.
+        OpenGRMError: the file cannot be read or decompressed, or holds no row at all.
     """
     path = Path(path)
-    report = _raise if on_bad is None else on_bad
-    name = "stdin" if str(path) == "-" else str(path)
-    endings = [s.lower() for s in path.suffixes[-2:]]
-    kind = _parquet if endings[-1:] == [".parquet"] else _array if ".json" in endings else _lines
-    found = False
-    for row in kind(path, name, report):
-        found = True
+    name = _place_of(path)
+    seen = False
+
+    def report(row: BadRow) -> None:
+        nonlocal seen
+        seen = True
+        if on_bad is None:
+            raise row
+        on_bad(row)
+
+    for row in _reader(path)(path, name, report):
+        seen = True
         yield row
-    if not found:
-        report(BadRow(name, "no rows"))
+    if not seen:
+        raise OpenGRMError(f"{name}: no rows")
 
 
-def _raise(row: BadRow) -> None:
-    raise row
+def _place_of(path: Path) -> str:
+    """How messages name the file."""
+    return "stdin" if str(path) == "-" else str(path)
+
+
+def _endings(path: Path) -> tuple[str, str]:
+    """What is in the file and how it is compressed: `("json" | "parquet" | "lines", "gz" | "zst" | "")`."""
+    name = path.name.lower()
+    packed = next((p for p in ("gz", "zst") if name.endswith(f".{p}")), "")
+    inner = name.removesuffix(f".{packed}") if packed else name
+    return next((kind for kind in ("json", "parquet") if inner.endswith(f".{kind}")), "lines"), packed
+
+
+def _reader(path: Path) -> Callable[[Path, str, OnBad], Iterator[tuple[str, Row]]]:
+    kind, packed = _endings(path)
+    if kind != "parquet":
+        return _array if kind == "json" else _lines
+    if packed:
+        raise UsageError(f"{path}: Parquet is compressed inside; unpack the .{packed}")
+    return read_parquet
 
 
 def _lines(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
-    with _opened(path, name) as file:
+    with _opened(path) as file:
         number = 0
         while line := file.readline(MAX_LINE + 1):
             number += 1
@@ -73,74 +101,51 @@ def _lines(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
             if len(line) > MAX_LINE and not line.endswith(b"\n"):
                 while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
                     pass
-                report(BadRow(where, f"the line is longer than {MAX_LINE // 2**20} MiB"))
+                report(BadRow(where, f"the line is longer than {MAX_LINE:,} bytes"))
                 continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.isspace() or not line:
+            if not line or line.isspace():
                 continue
-            row = _parsed(line, where, report)
-            if row is not None:
-                yield where, row
+            try:
+                row = _object(_loads(line), checked=_suspicious(line))
+            except ValueError as error:
+                report(BadRow(where, str(error)))
+                continue
+            yield where, row
 
 
 def _array(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
-    with _opened(path, name) as file:
-        content = file.read(MAX_JSON + 1)
-    if len(content) > MAX_JSON:
-        raise UsageError(
-            f"{name}: larger than {MAX_JSON // 2**30} GiB; give it as JSON Lines, which is read as a stream"
-        )
+    with _opened(path) as file:
+        content = _bounded(file, name)
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
         return
     try:
         value = _loads(content)
     except ValueError as error:
-        raise BadRow(name, str(error)) from None
-    rows = value if isinstance(value, list) else [value]
-    for index, row in enumerate(rows):
+        hint = "; if this is one object a line, name the file .jsonl" if "extra data" in str(error) else ""
+        raise BadRow(name, f"{error}{hint}") from None
+    checked = _suspicious(content)
+    for index, row in enumerate(value if isinstance(value, list) else [value]):
         where = f"{name}[{index}]"
-        problem = _problem(row)
-        if problem:
-            report(BadRow(where, problem))
-        else:
-            yield where, row
+        try:
+            row = _object(row, checked=checked)
+        except ValueError as error:
+            report(BadRow(where, str(error)))
+            continue
+        yield where, row
 
 
-def _parquet(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtra(f"{name}: reading Parquet", "parquet") from None
-    _check_readable(path, name)
-    index = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    where, index = f"{name}[{index}]", index + 1
-                    problem = _problem(row)
-                    if problem:
-                        report(BadRow(where, problem))
-                    else:
-                        yield where, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise OpenGRMError(f"{name}: not a readable Parquet file: {_one_line(error)}") from error
-
-
-def _parsed(line: bytes, where: str, report: OnBad) -> Row | None:
-    try:
-        row = _loads(line)
-    except ValueError as error:
-        report(BadRow(where, str(error)))
-        return None
-    problem = _problem(row)
-    if problem:
-        report(BadRow(where, problem))
-        return None
-    return row  # type: ignore[no-any-return]
+def _bounded(file: IO[bytes], name: str) -> bytes:
+    """All of a file, in pieces, so that a small file does not ask for memory of the largest one."""
+    pieces, size = [], 0
+    while piece := file.read(2**20):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_JSON:
+            raise UsageError(f"{name}: larger than {MAX_JSON:,} bytes; give it as JSON Lines, which is streamed")
+    return b"".join(pieces)
 
 
 def _loads(content: bytes) -> Any:
@@ -150,15 +155,15 @@ def _loads(content: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}") from None
     try:
-        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        return _decode(text)
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"not JSON: {error.msg[0].lower() + error.msg[1:]} at {place}") from None
     except RecursionError:
-        raise ValueError("not usable: nested too deeply") from None
+        raise ValueError(f"not usable: nested deeper than {MAX_DEPTH} levels") from None
 
 
-def _no_constant(name: str) -> float:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"not JSON: {name} is no JSON number")
 
 
@@ -169,11 +174,33 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _problem(row: object) -> str | None:
-    if not isinstance(row, dict):
-        return f"expected a JSON object, found {_TYPE_NAMES.get(type(row), type(row).__name__)}"
-    surrogate = _has_surrogate(row)
-    return "a text holds half of a surrogate pair, which is no Unicode character" if surrogate else None
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"not usable: a number of {len(digits):,} digits is too large")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"not usable: the key {twice!r} stands twice in one object")
+    return row
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
+).decode
+
+
+def _object(value: object, *, checked: bool) -> Row:
+    """The value as a row; `checked` also walks through it. Raises ValueError with a sentence."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {_TYPE_NAMES.get(type(value), type(value).__name__)}")
+    if checked:
+        _check(value, MAX_DEPTH)
+    return value
 
 
 _TYPE_NAMES = {
@@ -184,48 +211,93 @@ _TYPE_NAMES = {
     bool: "a boolean",
     type(None): "null",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def _has_surrogate(value: object) -> bool:
+def _suspicious(content: bytes) -> bool:
+    """Whether the parsed value must be walked through: only then can it hold a surrogate or be nested too deeply."""
+    many = content.count(b"[") + content.count(b"{") > MAX_DEPTH
+    return many or _SURROGATE_ESCAPE.search(content) is not None
+
+
+def _check(value: object, depth: int) -> None:
     if isinstance(value, str):
-        return not value.isascii() and _SURROGATE.search(value) is not None
+        if not value.isascii() and _SURROGATE.search(value):
+            raise ValueError("not usable: a text holds half of a surrogate pair, which is no Unicode character")
+        return
+    if not isinstance(value, (dict, list)):
+        return
+    if not depth:
+        raise ValueError(f"not usable: nested deeper than {MAX_DEPTH} levels")
+    for key in value:
+        _check(key, depth - 1)
     if isinstance(value, dict):
-        return any(_has_surrogate(k) or _has_surrogate(v) for k, v in value.items())
-    return isinstance(value, list) and any(_has_surrogate(v) for v in value)
-
-
-def _check_readable(path: Path, name: str) -> None:
-    if path.is_dir():
-        raise UsageError(f"{name}: is a folder, expected a file")
-    if not path.exists():
-        raise UsageError(f"{name}: no such file")
+        for inner in value.values():
+            _check(inner, depth - 1)
 
 
 @contextlib.contextmanager
-def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """The decompressed bytes; errors while reading name the file."""
-    if name == "stdin":
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file or of standard input; errors while reading name the file."""
+    name = _place_of(path)
+    if name != str(path):
         yield sys.stdin.buffer
         return
-    _check_readable(path, name)
-    ending = path.suffix.lower()
+    packed = _endings(path)[1]
     try:
-        with open(path, "rb") as raw:
-            if ending == ".gz":
+        with path.open("rb") as raw:
+            if packed == "gz":
                 yield io.BufferedReader(gzip.GzipFile(fileobj=raw))
-            elif ending == ".zst":
-                yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            elif packed == "zst":
+                yield io.BufferedReader(_ZstdFile(raw), 2**17)
             else:
                 yield raw
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise OpenGRMError(f"{name}: cannot be decompressed: {_one_line(error)}") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"{name}: is a folder, expected a file") from error
     except PermissionError as error:
         raise UsageError(f"{name}: no permission to read it") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise OpenGRMError(f"{name}: cannot be decompressed: {_one_line(error)}") from error
     except OSError as error:
         raise OpenGRMError(f"{name}: {error.strerror or _one_line(error)}") from error
 
 
+class _ZstdFile(io.RawIOBase):
+    """Zstandard frames one after the other. The library's own stream reader takes a cut-off frame for the end."""
+
+    PIECE = 2048  # compressed bytes a step: bounds what a hostile file can blow up to at once (32 MiB)
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame: Any = None
+        self._rest, self._ready = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            piece = self._rest or self._raw.read(self.PIECE)
+            self._rest = b""
+            if not piece and self._frame is not None:
+                raise EOFError("the file ends before the end of its last frame")
+            if not piece:
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(piece))
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+
 def _one_line(error: BaseException) -> str:
+    """An error's text without line breaks, at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
@@ -235,47 +307,63 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 class RowWriter:
     """Writes rows to a file that appears whole or not at all; use as a context manager.
 
-    The rows go to a temporary file in the same folder, which takes the file's place when the block ends without an
-    error. `-` (standard output) and devices are written to directly.
+    The rows go to a temporary file in the same folder, which takes the file's place (through a link, and with its
+    permissions) when the block ends without an error; otherwise it is removed and the old file stays. `-` (standard
+    output) and devices are written to directly. Keys keep their order.
 
     Raises:
         UsageError: the folder is not there, or the path is a folder.
-        OpenGRMError: the file cannot be written (no permission, disk full).
+        OpenGRMError: the file cannot be written (no permission, disk full), or a row cannot.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.count = 0
-        self._stdout = str(path) == "-"
+        self._name = "stdout" if str(path) == "-" else str(path)
+        self._kind, self._packed = ("lines", "") if str(path) == "-" else _endings(self.path)
+        self._target = self.path
         self._temporary: Path | None = None
-        self._parquet: _ParquetRows | None = None
+        self._parquet: ParquetRows | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> RowWriter:
-        with self._explained():
-            self._file = self._open()
+        try:
+            with self._explained():
+                self._file = self._open()
+                if self._kind == "json":
+                    self._file.write(b"[")
+        except BaseException:
+            self._abandon()
+            raise
         return self
 
     def _open(self) -> IO[bytes]:
-        if self._stdout:
+        if _place_of(self.path) != str(self.path):
             return sys.stdout.buffer
-        if self.path.is_dir():
-            raise UsageError(f"{self.path}: is a folder, expected a file to write")
-        if not self.path.parent.is_dir():
-            raise UsageError(f"{self.path}: the folder {self.path.parent} does not exist")
-        target = self.path
-        if not self.path.exists() or self.path.is_file():
-            target = self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        raw: IO[bytes] = self._stack.enter_context(target.open("wb"))
-        ending = self.path.suffix.lower()
-        if ending == ".gz":  # no name and no time in the file: the same rows give the same bytes
-            packed = self._stack.enter_context(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0))
-            return cast(IO[bytes], packed)
-        if ending == ".zst":
+        if self._kind == "parquet" and self._packed:
+            raise UsageError(f"{self._name}: Parquet is compressed inside; leave off the .{self._packed}")
+        self._target = Path(os.path.realpath(self.path))
+        if self._target.is_dir():
+            raise UsageError(f"{self._name}: is a folder, expected a file to write")
+        if not self._target.parent.is_dir():
+            raise UsageError(f"{self._name}: the folder {self._target.parent} does not exist")
+        there = self._target.exists()
+        if there and not self._target.is_file():  # a device or a pipe
+            raw = self._stack.enter_context(self._target.open("wb"))
+        else:
+            self._temporary = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
+            raw = self._stack.enter_context(self._temporary.open("wb"))
+            if there:
+                self._temporary.chmod(stat.S_IMODE(self._target.stat().st_mode))
+        if self._packed == "gz":  # no name and no time in the file: the same rows give the same bytes
+            packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+            return cast("IO[bytes]", self._stack.enter_context(packed))
+        if self._packed == "zst":
             stream = zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
-            return cast(IO[bytes], self._stack.enter_context(stream))
-        if ending == ".parquet":
-            self._parquet = _ParquetRows(raw, str(self.path))
+            return cast("IO[bytes]", self._stack.enter_context(stream))
+        if self._kind == "parquet":
+            self._parquet = ParquetRows(raw, self._name, self._target.parent)
+            self._stack.callback(self._parquet.close)
         return raw
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -283,6 +371,9 @@ class RowWriter:
         with self._explained():
             if self._parquet is not None:
                 self._parquet.write(row)
+            elif self._kind == "json":
+                separator = b",\n" if self.count else b"\n"
+                self._file.write(separator + _encode(row).encode("utf-8"))
             else:
                 self._file.write(_encode(row).encode("utf-8") + b"\n")
         self.count += 1
@@ -291,19 +382,31 @@ class RowWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._explained():
-                if self._parquet is not None and error is None:
-                    self._parquet.close()
-                if self._stdout:
-                    self._file.flush()
-                self._stack.close()
-                if self._temporary is not None and error is None:
-                    with open(self._temporary, "rb") as file:
-                        os.fsync(file.fileno())
-                    os.replace(self._temporary, self.path)
+            if error is None:
+                with self._explained():
+                    self._finish()
         finally:
-            if self._temporary is not None:
-                self._temporary.unlink(missing_ok=True)
+            self._abandon()
+
+    def _finish(self) -> None:
+        if self._parquet is not None:
+            self._parquet.finish()
+        if self._kind == "json":
+            self._file.write(b"\n]\n")
+        if self._file is sys.stdout.buffer:
+            self._file.flush()
+        self._stack.close()
+        if self._temporary is not None:
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self._temporary, self._target)
+
+    def _abandon(self) -> None:
+        """Close what is open and remove the temporary file, if it is still there."""
+        with contextlib.suppress(OSError):
+            self._stack.close()
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -312,66 +415,9 @@ class RowWriter:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise OpenGRMError(
-                f"{'stdout' if self._stdout else self.path}: {error.strerror or _one_line(error)}"
-            ) from error
-
-
-class _ParquetRows:
-    """Rows gathered into row groups of a Parquet file. The first group fixes the columns, so rows must be flat."""
-
-    GROUP = 4096
-
-    def __init__(self, raw: IO[bytes], name: str) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise MissingExtra(f"{name}: writing Parquet", "parquet") from None
-        self._arrow, self._raw, self._name = pyarrow, raw, name
-        self._rows: list[dict[str, Any]] = []
-        self._writer: Any = None
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        for key, value in row.items():
-            if isinstance(value, Mapping):
-                raise OpenGRMError(f"{self._name}: '{key}' is an object, which has no column; write JSON Lines")
-        self._rows.append(dict(row))
-        if len(self._rows) >= self.GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        try:
-            if self._writer is None:
-                schema = self._schema()
-                self._writer = self._arrow.parquet.ParquetWriter(self._raw, schema)
-            schema = self._writer.schema
-            if unknown := {key for row in self._rows for key in row} - set(schema.names):
-                raise OpenGRMError(
-                    f"{self._name}: '{min(unknown)}' came after the columns were fixed; write JSON Lines"
-                )
-            self._writer.write_table(self._arrow.Table.from_pylist(self._rows, schema=schema))
-        except self._arrow.ArrowException as error:
-            raise OpenGRMError(f"{self._name}: a row does not fit the columns: {_one_line(error)}") from error
-        self._rows = []
-
-    def _schema(self) -> Any:
-        """The first group's columns; one that is still all null gets the type that a judgment's or verdict's has."""
-        arrow = self._arrow
-        numbers = {name: arrow.float64() for name in ("meta", "temperature", "margin", "confidence")}
-        whole = ("sample", "seed", "winner", "prompt_tokens", "completion_tokens")
-        types = {**numbers, **{name: arrow.int64() for name in whole}}
-        types |= {"scores": arrow.list_(arrow.float64()), "order": arrow.list_(arrow.int64())}
-        fields = []
-        for field in arrow.Table.from_pylist(self._rows).schema:
-            empty = arrow.types.is_null(field.type)
-            fields.append(arrow.field(field.name, types.get(field.name, arrow.string()) if empty else field.type))
-        return arrow.schema(fields)
-
-    def close(self) -> None:
-        if self._rows or self._writer is None:
-            self._flush()
-        self._writer.close()
+            raise OpenGRMError(f"{self._name}: {error.strerror or _one_line(error)}") from error
+        except ValueError as error:  # NaN, or a surrogate
+            raise OpenGRMError(f"{self._name}: row {self.count} cannot be written: {_one_line(error)}") from error
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:

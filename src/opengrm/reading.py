@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,12 +22,12 @@ T = TypeVar("T")
 def read_located_items(path: str | Path, on_bad: OnBad | None = None) -> Iterator[tuple[str, Item]]:
     """The items of a file with their places, in any schema of `rows.py`; errors as in `jsonl.read_rows`.
 
-    A second item with an id that was there with other content is bad: verdicts could not be told apart.
+    A second item with an id that was there with other content is bad: verdicts could not be told apart. The same id
+    with the same content is read again.
     """
-    seen: dict[int, int] = {}  # 8-byte hashes of ids and contents: ids of millions of items fit
+    seen = _Seen()
     for where, item in _typed(path, items_from_row, on_bad):
-        known = seen.setdefault(_short(item.id), _short(item.key))
-        if known != _short(item.key):
+        if item.id != item.key and seen.clashes(item.id, item.key):
             _report(BadRow(where, f"the id {item.id!r} was there before with other content"), on_bad)
             continue
         yield where, item
@@ -36,11 +38,47 @@ def read_items(path: str | Path, on_bad: OnBad | None = None) -> Iterator[Item]:
     return (item for _, item in read_located_items(path, on_bad))
 
 
+@dataclass(frozen=True, slots=True)
+class ItemsSummary:
+    """What a file of items holds.
+
+    Attributes:
+        items: usable items.
+        labelled: those with a best response, or for n = 1 with a reward.
+        fewest, most: range of n, the number of responses; 0 without an item.
+        bad: rows that cannot be used.
+    """
+
+    items: int
+    labelled: int
+    fewest: int
+    most: int
+    bad: int
+
+
+def validate_items(path: str | Path, on_bad: OnBad | None = None) -> ItemsSummary:
+    """Read a whole file of items and keep nothing but the counts; errors as in `read_items`."""
+    bad = labelled = 0
+    sizes: Counter[int] = Counter()
+
+    def count(row: BadRow) -> None:
+        nonlocal bad
+        bad += 1
+        _report(row, on_bad)
+
+    for item in read_items(path, count):
+        sizes[item.n] += 1
+        labelled += item.label is not None or (item.n == 1 and item.rewards is not None)
+    return ItemsSummary(sum(sizes.values()), labelled, min(sizes, default=0), max(sizes, default=0), bad)
+
+
 def read_judgments(path: str | Path, on_bad: OnBad | None = None) -> Iterator[Judgment]:
-    """The judgments of a file; where rows have no `sample`, an item's are numbered as they come."""
+    """The judgments of a file; rows without `sample` are numbered for each item as they come, from 0."""
     counts: Counter[str] = Counter()
 
     def convert(row: Row) -> list[Judgment]:
+        if row.get("sample") is not None:
+            return [judgment_from_json(row)]
         judgment = judgment_from_json(row, sample=counts[str(row.get("item"))])
         counts[judgment.item] += 1
         return [judgment]
@@ -80,5 +118,36 @@ def _report(row: BadRow, on_bad: OnBad | None) -> None:
     on_bad(row)
 
 
-def _short(text: str) -> int:
-    return hash(text)
+class _Seen:
+    """Ids and contents so far, as 8-byte hashes in one flat table: at most 48 bytes an id, a third of a dict's."""
+
+    def __init__(self) -> None:
+        self._slots = array("q", bytes(16 * 1024))  # pairs (hash of the id or 0, hash of the content)
+        self._count = 0
+
+    def clashes(self, name: str, content: str) -> bool:
+        """Whether the name was there with other content; remembers a new one."""
+        tag, value = hash(name) or 1, hash(content)
+        at = self._place(tag)
+        if self._slots[at]:
+            return self._slots[at + 1] != value
+        self._slots[at], self._slots[at + 1] = tag, value
+        self._count += 1
+        if 3 * self._count > len(self._slots):  # two thirds full
+            self._grow()
+        return False
+
+    def _place(self, tag: int) -> int:
+        """Where the pair of this tag is, or would be."""
+        at = 2 * tag % len(self._slots)
+        while self._slots[at] not in (0, tag):
+            at = (at + 2) % len(self._slots)
+        return at
+
+    def _grow(self) -> None:
+        old = self._slots
+        self._slots = array("q", bytes(2 * len(old) * old.itemsize))
+        for start in range(0, len(old), 2):
+            if old[start]:
+                at = self._place(old[start])
+                self._slots[at], self._slots[at + 1] = old[start], old[start + 1]

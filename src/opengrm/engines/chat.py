@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from opengrm.engines.checkpoints import first_line
 from opengrm.errors import EngineError
 from opengrm.items import Message
 from opengrm.templates.base import ZERO_WIDTH
@@ -28,7 +29,7 @@ class ChatTokenizer:
         template = getattr(tokenizer, "chat_template", None)
         self._has_template = bool(template)
         self._control = control_tokens(tokenizer)
-        self._pattern = _pattern(self._control)
+        self._pattern = control_pattern(self._control)
         added: dict[str, int] = tokenizer.get_added_vocab()
         self._control_ids = {added[token] for token in self._control if token in added}
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -77,13 +78,13 @@ class ChatTokenizer:
         try:
             return self._apply(turns)
         except Exception as first:
-            merged = _without_system(turns)
+            merged = without_system(turns)
             if merged == turns:
-                raise EngineError(f"the model's chat template cannot render the messages: {_line(first)}") from None
+                raise EngineError(f"the model's chat template cannot render the messages: {first_line(first)}") from None
             try:
                 return self._apply(merged)
             except Exception:
-                raise EngineError(f"the model's chat template cannot render the messages: {_line(first)}") from None
+                raise EngineError(f"the model's chat template cannot render the messages: {first_line(first)}") from None
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
         text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -104,12 +105,13 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted((t for t in found if len(t) > 1), key=lambda t: (-len(t), t)))
 
 
-def _pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
+def control_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches any of these tokens, the first listed first; None where there are none."""
     words = [re.escape(token) for token in tokens]
     return re.compile("|".join(words)) if words else None
 
 
-def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+def without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     """System and developer text moved to the head of the first user turn."""
     head = [turn["content"] for turn in turns if turn["role"] in ("system", "developer")]
     rest = [dict(turn) for turn in turns if turn["role"] not in ("system", "developer")]
@@ -120,7 +122,3 @@ def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
                 return rest
         return [{"role": "user", "content": "\n\n".join(head)}, *rest]
     return turns
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

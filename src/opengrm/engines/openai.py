@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import queue
 import re
@@ -30,8 +29,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from opengrm.engines.answers import Choice, read_answer
 from opengrm.engines.base import Completion, Request
-from opengrm.engines.http import Answer, Settings, open_transport, server_message
+from opengrm.engines.http import Settings, open_transport
 from opengrm.engines.pool import Endpoint, Failed, Pool
 from opengrm.errors import EngineError, UsageError
 
@@ -356,7 +356,7 @@ class _Client:
     async def complete(self, job: _Job) -> list[_Job]:
         """Put completions of the job's samples into its run's results; return what has to be asked for singly."""
         start = time.monotonic()
-        choices: list[_Choice] = []
+        choices: list[Choice] = []
         if len(job.indices) == 1 or not all(e.n_ignored for e in self.pool.endpoints):
             try:
                 endpoint, answer = await self.pool.ask(job.body)
@@ -390,7 +390,7 @@ class _Client:
             urls = ", ".join(e.base_url for e in self.pool.endpoints)
             raise EngineError(f"the first {GARBAGE_BOUND} requests to {urls} all failed; the last: {error}")
 
-    def _notice(self, endpoint: Endpoint, job: _Job, choices: Sequence[_Choice]) -> None:
+    def _notice(self, endpoint: Endpoint, job: _Job, choices: Sequence[Choice]) -> None:
         if len(choices) < len(job.indices) and not endpoint.n_ignored:
             endpoint.n_ignored = True
             self._notes.append(
@@ -402,7 +402,7 @@ class _Client:
             endpoint.logprobs_ignored = True
             self._notes.append(f"{endpoint.base_url} gives no log-probabilities: completions come without them")
 
-    def _notice_repeats(self, job: _Job, choices: Sequence[_Choice]) -> None:
+    def _notice_repeats(self, job: _Job, choices: Sequence[Choice]) -> None:
         """Say so if a prompt's samples are all alike, until two differ for the first time."""
         run = job.run
         if run.samples_differ or len(job.request.seeds) < 2 or job.request.sampling.temperature == 0:
@@ -417,85 +417,9 @@ class _Client:
         if run.samples_differ or run.repeats >= REPEATS_BOUND:
             if not run.samples_differ and not any(note.startswith("the samples") for note in self._notes):
                 self._notes.append(
-                    f"the samples of a prompt all have the same text at temperature {job.request.sampling.temperature}: "
+                    "the samples of a prompt all have the same text at temperature "
+                    f"{job.request.sampling.temperature}: "
                     "does the server sample? (`transformers serve` does only if generation_config.json has do_sample)"
                 )
             run.samples_differ = True
             run.first_texts.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    text: str
-    finish: str
-    error: str | None
-    logprobs: tuple[float, ...] | None
-    prompt_tokens: int
-    completion_tokens: int
-
-
-def read_answer(body: bytes, *, wanted: int = 1) -> list[_Choice]:
-    """The first `wanted` choices of a chat completion, in the order of their indices.
-
-    Counts of tokens: a single choice has the server's count; several have the length of their log-probabilities where
-    they come with any, else an equal share of the server's count (llama-server counts the first choice only).
-
-    Raises:
-        Failed: the body is not a chat completion.
-    """
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Failed("server", f"the answer is not JSON: {_shown(body)}") from None
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
-        raise Failed("server", f"the answer has no choices: {_shown(body)}")
-    if all(type(c.get("index")) is int for c in choices):
-        choices = sorted(choices, key=lambda c: c["index"])
-    usage = answer.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    prompt_tokens, all_tokens = _whole(usage.get("prompt_tokens")), _whole(usage.get("completion_tokens"))
-    found = []
-    for choice in choices[:wanted]:
-        text, logprobs, reason = _text(choice, body), _logprobs(choice), choice.get("finish_reason")
-        if len(choices) == 1:
-            tokens = all_tokens or len(logprobs or ())
-        else:
-            tokens = all_tokens // len(choices) if logprobs is None else len(logprobs)
-        filtered = reason == "content_filter"
-        finish = "error" if filtered else "length" if reason == "length" else "stop"
-        error = "server: its content filter ended the text" if filtered else None
-        found.append(_Choice(text, finish, error, logprobs, prompt_tokens, tokens))
-    return found
-
-
-def _text(choice: Mapping[str, Any], body: bytes) -> str:
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        raise Failed("server", f"the answer has a choice without a message: {_shown(body)}")
-    text = message.get("content")
-    if text is None:  # all tokens went into hidden reasoning, or the model refused
-        return ""
-    if not isinstance(text, str):
-        raise Failed("server", f"the answer has a message whose content is not text: {_shown(body)}")
-    # A lone surrogate is legal JSON, but no UTF-8: the ledger could not keep it.
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...] | None:
-    value = choice.get("logprobs")
-    content = value.get("content") if isinstance(value, dict) else None
-    if not isinstance(content, list):
-        return None
-    numbers = [entry.get("logprob") if isinstance(entry, dict) else None for entry in content]
-    finite = tuple(float(x) for x in numbers if isinstance(x, (int, float)) and math.isfinite(x))
-    return finite if len(finite) == len(numbers) else None
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
-
-
-def _shown(body: bytes) -> str:
-    """The beginning of a body that makes no sense, on one line."""
-    return server_message(Answer(200, {}, body))[:120] or "it is empty"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opengrm.engines.base import Completion, Request, Sampling
+from opengrm.engines.checkpoints import check_folder, find_model, first_line
 from opengrm.engines.fingerprint import fingerprint
 from opengrm.errors import EngineError, MissingExtra, UsageError
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from opengrm.engines.decoding import Job, Sample
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(slots=True)
@@ -83,7 +81,7 @@ class TransformersEngine:
             loaded, report = found
             self._model: Any = loaded.to(where).eval()
         except Exception as error:
-            raise EngineError(f"{model}: cannot load this model: {_line(error)}") from None
+            raise EngineError(f"{model}: cannot load this model: {first_line(error)}") from None
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise EngineError(f"{model}: the weights lack {len(missing)} tensors, e.g. {missing[0]}")
@@ -185,63 +183,6 @@ def _drained(waiting: list[Completion]) -> Iterator[Completion]:
         yield waiting.pop(0)
 
 
-def find_model(model: str | Path, *, revision: str | None = None, code: bool = False) -> tuple[Path, str]:
-    """The folder of a model, fetched from the hub where it must be, and its short name (with a hub id's commit).
-
-    Args:
-        model: "nano", a folder, or a hub id such as "Qwen/Qwen3-8B".
-        code: also fetch the checkpoint's Python files.
-
-    Raises:
-        EngineError: there is no such model here, and the hub cannot give it.
-    """
-    path = nano_folder() if str(model) == "nano" else Path(model)
-    if path.is_dir():
-        return path, path.resolve().name
-    text = str(model)
-    looks_like_a_path = (
-        text == "nano" or text.startswith((".", "/", "~")) or text.count("/") != 1 or os.sep in text[:1]
-    )
-    if looks_like_a_path or path.exists():
-        what = "is not a folder" if path.exists() else "no such model folder"
-        raise EngineError(f"{path}: {what}; give 'nano', a checkpoint's folder or a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        wanted = [*_WANTED, *(["*.py"] if code else [])]
-        folder = Path(snapshot_download(text, revision=revision, allow_patterns=wanted))
-    except Exception as error:
-        raise EngineError(f"{text}: no such folder, and the hub cannot give it: {_line(error)}") from None
-    return folder, f"{text}@{folder.name[:12]}"
-
-
-def nano_folder() -> Path:
-    """Where the embedded model lies inside the package."""
-    return Path(__file__).resolve().parents[1] / "nano"
-
-
-def check_folder(folder: Path) -> None:
-    """See that a folder holds a causal LM that can be loaded without pickle.
-
-    Raises:
-        EngineError: with what is missing or unsuitable.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architectures = config.get("architectures") or []
-    except FileNotFoundError:
-        raise EngineError(f"{folder}: no config.json, so this is not a model's folder") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise EngineError(f"{folder}/config.json: cannot be read: {_line(error)}") from None
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        also = " (only pickled ones, which are not loaded: convert them to safetensors)" if pickled else ""
-        raise EngineError(f"{folder}: no *.safetensors weights{also}")
-    generates = any(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
-    if config.get("is_encoder_decoder") or (architectures and not generates):
-        raise EngineError(f"{folder}: {', '.join(architectures) or 'this model'} is not a causal language model")
-
-
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
     """Without transformers' progress bars, which would get into the way of the caller's own."""
@@ -265,10 +206,5 @@ def _device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except Exception as error:
-        raise EngineError(f"device {device!r} cannot be used: {_line(error)}") from None
+        raise EngineError(f"device {device!r} cannot be used: {first_line(error)}") from None
     return device
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

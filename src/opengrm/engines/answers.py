@@ -1,0 +1,91 @@
+"""Reading the answer of `/v1/chat/completions`: nothing in it is taken for granted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opengrm.engines.http import Answer, server_message
+from opengrm.engines.pool import Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One sample of an answer; `error` is set where the server itself ended the text."""
+
+    text: str
+    finish: str
+    error: str | None
+    logprobs: tuple[float, ...] | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def read_answer(body: bytes, *, wanted: int = 1) -> list[Choice]:
+    """The first `wanted` choices of a chat completion, in the order of their indices.
+
+    Counts of tokens: a single choice has the server's count; several have the length of their log-probabilities where
+    they come with any, else an equal share of the server's count (llama-server counts the first choice only).
+
+    Raises:
+        Failed: the body is not a chat completion.
+    """
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Failed("server", f"the answer is not JSON: {_shown(body)}") from None
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
+        raise Failed("server", f"the answer has no choices: {_shown(body)}")
+    if all(type(c.get("index")) is int for c in choices):
+        choices = sorted(choices, key=lambda c: c["index"])
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    prompt_tokens, all_tokens = _whole(usage.get("prompt_tokens")), _whole(usage.get("completion_tokens"))
+    found = []
+    for choice in choices[:wanted]:
+        text, logprobs, reason = _text(choice, body), _logprobs(choice), choice.get("finish_reason")
+        if len(choices) == 1:
+            tokens = all_tokens or len(logprobs or ())
+        else:
+            tokens = all_tokens // len(choices) if logprobs is None else len(logprobs)
+        filtered = reason == "content_filter"
+        finish = "error" if filtered else "length" if reason == "length" else "stop"
+        error = "server: its content filter ended the text" if filtered else None
+        found.append(Choice(text, finish, error, logprobs, prompt_tokens, tokens))
+    return found
+
+
+def _text(choice: Mapping[str, Any], body: bytes) -> str:
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise Failed("server", f"the answer has a choice without a message: {_shown(body)}")
+    text = message.get("content")
+    if text is None:  # all tokens went into hidden reasoning, or the model refused
+        return ""
+    if not isinstance(text, str):
+        raise Failed("server", f"the answer has a message whose content is not text: {_shown(body)}")
+    # A lone surrogate is legal JSON, but no UTF-8: the ledger could not keep it.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...] | None:
+    value = choice.get("logprobs")
+    content = value.get("content") if isinstance(value, dict) else None
+    if not isinstance(content, list):
+        return None
+    numbers = [entry.get("logprob") if isinstance(entry, dict) else None for entry in content]
+    finite = tuple(float(x) for x in numbers if isinstance(x, (int, float)) and math.isfinite(x))
+    return finite if len(finite) == len(numbers) else None
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _shown(body: bytes) -> str:
+    """The beginning of a body that makes no sense, on one line."""
+    return server_message(Answer(200, {}, body))[:120] or "it is empty"

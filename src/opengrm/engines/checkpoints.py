@@ -1,0 +1,72 @@
+"""Where a model lies: the embedded one, a folder, or a hub id; and whether it is one that we can load."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from opengrm.errors import EngineError
+
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+def find_model(model: str | Path, *, revision: str | None = None, code: bool = False) -> tuple[Path, str]:
+    """The folder of a model, fetched from the hub where it must be, and its short name (with a hub id's commit).
+
+    Args:
+        model: "nano", a folder, or a hub id such as "Qwen/Qwen3-8B".
+        code: also fetch the checkpoint's Python files.
+
+    Raises:
+        EngineError: there is no such model here, and the hub cannot give it.
+    """
+    path = nano_folder() if str(model) == "nano" else Path(model)
+    if path.is_dir():
+        return path, path.resolve().name
+    text = str(model)
+    is_hub_id = text != "nano" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
+    if path.exists() or not is_hub_id:
+        what = "is not a folder" if path.exists() else "no such model folder"
+        raise EngineError(f"{path}: {what}; give 'nano', a checkpoint's folder or a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = [*_WANTED, *(["*.py"] if code else [])]
+        folder = Path(snapshot_download(text, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        raise EngineError(f"{text}: no such folder, and the hub cannot give it: {first_line(error)}") from None
+    return folder, f"{text}@{folder.name[:12]}"
+
+
+def nano_folder() -> Path:
+    """Where the embedded model lies inside the package."""
+    return Path(__file__).resolve().parents[1] / "nano"
+
+
+def check_folder(folder: Path) -> None:
+    """See that a folder holds a causal LM that can be loaded without pickle.
+
+    Raises:
+        EngineError: with what is missing or unsuitable.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = config.get("architectures") or []
+    except FileNotFoundError:
+        raise EngineError(f"{folder}: no config.json, so this is not a model's folder") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise EngineError(f"{folder}/config.json: cannot be read: {first_line(error)}") from None
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        also = " (only pickled ones, which are not loaded: convert them to safetensors)" if pickled else ""
+        raise EngineError(f"{folder}: no *.safetensors weights{also}")
+    generates = any(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
+    if config.get("is_encoder_decoder") or (architectures and not generates):
+        raise EngineError(f"{folder}: {', '.join(architectures) or 'this model'} is not a causal language model")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, for a message of one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
