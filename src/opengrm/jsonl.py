@@ -101,7 +101,7 @@ def _lines(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
             if len(line) > MAX_LINE and not line.endswith(b"\n"):
                 while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
                     pass
-                report(BadRow(where, f"the line is longer than {MAX_LINE:,} bytes"))
+                report(BadRow(where, f"the line is longer than {MAX_LINE // 2**20} MiB"))
                 continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -144,7 +144,7 @@ def _bounded(file: IO[bytes], name: str) -> bytes:
         pieces.append(piece)
         size += len(piece)
         if size > MAX_JSON:
-            raise UsageError(f"{name}: larger than {MAX_JSON:,} bytes; give it as JSON Lines, which is streamed")
+            raise UsageError(f"{name}: larger than {MAX_JSON // 2**20} MiB; give it as JSON Lines, which is streamed")
     return b"".join(pieces)
 
 

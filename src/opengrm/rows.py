@@ -1,19 +1,17 @@
-"""Rows of other systems' schemas as items, recognised by their keys. The schemas are those of docs/formats.md.
+"""Rows of other systems' schemas as items, recognised by their keys (reference: docs/formats.md).
 
-A converter makes items and nothing else: what a benchmark needs to score them (subset, domain, style, ...) goes to
-`Item.source`, unknown keys to `Item.extra`. A pair whose two responses are equal keeps no label: neither is better.
+The converters of preference data are in `preferences`, those of the benchmarks and of rated data here.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from opengrm.items import Item, Message, conversation, identifier, is_number, item_from_json
+from opengrm.items import Item, conversation, is_number, item_from_json
+from opengrm.preferences import Row, alpaca, item_of, joined, preference, sharegpt, text, texts, unpaired
 
-Row = Mapping[str, Any]
 Convert = Callable[[Row], list[Item]]
+STYLES = ("concise", "detailed plain", "detailed markdown")  # RM-Bench's three styles, in the order of its lists
 
 
 def items_from_row(row: Row) -> list[Item]:
@@ -22,12 +20,12 @@ def items_from_row(row: Row) -> list[Item]:
     Raises:
         ValueError: no schema has these keys, or a value does not fit its schema.
     """
-    for keys, convert in SCHEMAS:
-        if all(key in row for key in keys):
+    for _, keys, convert in SCHEMAS:
+        if all(row.get(key) is not None for key in keys):
             return convert(row)
     seen = ", ".join(map(repr, list(row)[:12])) or "none"
-    known = "; ".join(", ".join(keys) for keys, _ in SCHEMAS)
-    raise ValueError(f"no known schema has the keys {seen}. Known ones hold: {known}")
+    known = "; ".join(f"{name}: {', '.join(keys)}" for name, keys, _ in SCHEMAS)
+    raise ValueError(f"no known schema has the keys {seen}. Known are {known}")
 
 
 def own(row: Row) -> list[Item]:
@@ -35,295 +33,264 @@ def own(row: Row) -> list[Item]:
     return [item_from_json(row)]
 
 
-def rmb_pair(row: Row) -> list[Item]:
-    """RMB: `{"pair_uid", "conversation_input": [...], "chosen": {"llm_name", "answer"}, "reject": {...}}`."""
-    answers = (_answer(row["chosen"], "chosen"), _answer(row["reject"], "reject"))
-    return [_rmb(row, "pair_uid", answers, ("chosen", "reject"))]
+def rewardbench_2(row: Row) -> list[Item]:
+    """RewardBench 2: `{"id": "1", "prompt", "chosen": ["7"], "rejected": ["8", "9"], "num_correct": 1, "subset"}`.
 
-
-def rmb_list(row: Row) -> list[Item]:
-    """RMB best-of-n: `{"bon_uid", "conversation_input", "bon_best": {"answer": ...}, "loser_list": [{...}]}`."""
-    losers = row["loser_list"]
-    if not isinstance(losers, list) or not losers:
-        raise ValueError("'loser_list' must be a list of answers")
-    answers = (_answer(row["bon_best"], "bon_best"), *(_answer(x, "loser_list") for x in losers))
-    return [_rmb(row, "bon_uid", answers, ("bon_best", "loser_list"))]
-
-
-def _rmb(row: Row, uid: str, answers: Sequence[str], used: Sequence[str]) -> Item:
-    turns = row["conversation_input"]
-    if not isinstance(turns, list):
-        raise ValueError("'conversation_input' must be a list of messages")
-    source = {"schema": "rmb", **_picked(row, "category_path")}
-    return Item(
-        prompt=conversation(turns, name="conversation_input"),
-        responses=tuple(answers),
-        best=_best(answers),
-        id=identifier(row.get(uid)),
-        source=source,
-        extra=_rest(row, uid, "conversation_input", "category_path", *used),
-    )
-
-
-def _answer(value: object, name: str) -> str:
-    if not isinstance(value, Mapping) or not isinstance(value.get("answer"), str):
-        raise ValueError(f"'{name}' must hold an object with the text 'answer'")
-    return str(value["answer"])
-
-
-def judgebench(row: Row) -> list[Item]:
-    """JudgeBench: `{"pair_id", "question", "response_A", "response_B", "label": "A>B"}`."""
-    labels = {"A>B": 0, "B>A": 1}
-    if row["label"] not in labels:
-        raise ValueError(f"'label' is {row['label']!r}, expected 'A>B' or 'B>A'")
-    source = {"schema": "judgebench", **_picked(row, "source", "original_id", "response_model")}
-    return [
-        Item(
-            prompt=conversation(row["question"], name="question"),
-            responses=(_text(row, "response_A"), _text(row, "response_B")),
-            best=labels[row["label"]],
-            id=identifier(row.get("pair_id")),
-            source=source,
-            extra=_rest(row, "pair_id", "question", "response_A", "response_B", "label", *source),
-        )
-    ]
-
-
-def llmbar(row: Row) -> list[Item]:
-    """LLMBar: `{"input", "output_1", "output_2", "label": 1}`; the label counts from 1."""
-    if row["label"] not in (1, 2) or isinstance(row["label"], bool):
-        raise ValueError(f"'label' is {row['label']!r}, expected 1 or 2")
-    return [
-        Item(
-            prompt=conversation(row["input"], name="input"),
-            responses=(_text(row, "output_1"), _text(row, "output_2")),
-            best=row["label"] - 1,
-            id=identifier(row.get("id")),
-            source={"schema": "llmbar"},
-            extra=_rest(row, "input", "output_1", "output_2", "label", "id"),
-        )
-    ]
-
-
-def rewardbench2(row: Row) -> list[Item]:
-    """RewardBench 2: `{"id", "prompt", "chosen": [...], "rejected": [...], "num_correct": 1, "subset"}`.
-
-    The first `num_correct` responses are right. With one right the item has a best, with several (Ties) rewards 1 / 0.
+    The first `num_correct` responses are right. One right of several has a `best`; Ties have rewards of 1 and 0.
     """
-    chosen, rejected = _texts(row, "chosen"), _texts(row, "rejected")
+    chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
     right = row["num_correct"]
-    if right != len(chosen) or isinstance(right, bool):
+    if isinstance(right, bool) or right != len(chosen):
         raise ValueError(f"'num_correct' is {right!r}, but 'chosen' holds {len(chosen)} responses")
-    rewards = (1.0,) * len(chosen) + (0.0,) * len(rejected)
-    source = {"schema": "rewardbench2", **_picked(row, "subset", "models")}
-    used = ("id", "prompt", "chosen", "rejected", "subset", "models")
+    ties = row.get("subset") == "Ties" or right > 1
     return [
-        Item(
-            prompt=conversation(row["prompt"]),
-            responses=(*chosen, *rejected),
-            best=0 if len(chosen) == 1 else None,
-            rewards=rewards if len(chosen) > 1 else None,
-            id=identifier(row.get("id")),
-            source=source,
-            extra=_rest(row, *used),
+        item_of(
+            row,
+            "rewardbench-2",
+            conversation(row["prompt"]),
+            (*chosen, *rejected),
+            best=None if ties else 0,
+            rewards=(1.0,) * len(chosen) + (0.0,) * len(rejected) if ties else None,
+            name=joined(row.get("subset"), row.get("id")),
+            keep=("subset", "id", "num_correct", "models"),
+            used=("prompt", "chosen", "rejected"),
         )
     ]
-
-
-STYLES = ("concise", "detailed plain", "detailed markdown")  # RM-Bench's three styles, in the order of its lists
 
 
 def rm_bench(row: Row) -> list[Item]:
-    """RM-Bench: `{"id", "prompt", "chosen": [3], "rejected": [3], "domain"}`: nine pairs, `<id>/<style>-<style>`."""
-    chosen, rejected = _texts(row, "chosen"), _texts(row, "rejected")
+    """RM-Bench: `{"id": 8, "prompt", "chosen": [3 texts], "rejected": [3 texts], "domain"}`: nine pairs.
+
+    Their ids are `domain/subset/id/i-j` with the index of the chosen and of the rejected style (`STYLES`), also in the
+    source as `chosen_style` and `rejected_style`.
+    """
+    chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
     if not len(chosen) == len(rejected) == len(STYLES):
         raise ValueError("'chosen' and 'rejected' are lists: expected three styles each, or 'num_correct' beside them")
-    prompt, name = conversation(row["prompt"]), identifier(row.get("id"))
-    shared = {"schema": "rm-bench", **_picked(row, "domain", "subset"), "row": name}
-    extra = _rest(row, "id", "prompt", "chosen", "rejected", "domain", "subset")
+    prompt, name = conversation(row["prompt"]), joined(row.get("domain"), row.get("subset"), row.get("id"))
     return [
-        Item(
-            prompt=prompt,
-            responses=(chosen[i], rejected[j]),
-            best=_best((chosen[i], rejected[j])),
-            id=f"{name}/{i}-{j}" if name else "",
-            source={**shared, "chosen_style": i, "rejected_style": j},
-            extra=extra,
+        item_of(
+            row,
+            "rm-bench",
+            prompt,
+            (chosen[i], rejected[j]),
+            best=0,
+            name=f"{name}/{i}-{j}" if name else None,
+            keep=("domain", "subset", "id"),
+            used=("prompt", "chosen", "rejected"),
+            source={"chosen_style": i, "rejected_style": j},
         )
         for i in range(len(STYLES))
         for j in range(len(STYLES))
     ]
 
 
-def preference(row: Row) -> list[Item]:
-    """TRL and the ecosystem: `{"prompt", "chosen", "rejected"}`, each a text or a list of messages.
-
-    Without a prompt, chosen and rejected are whole conversations that share their beginning (Skywork, RLHFlow, HH).
-    RewardBench 1 and preference-test-sets have these columns too, with `subset` and `id`. LLaMA-Factory's
-    `conversations` / `from` / `value` is read as well.
-    """
-    chosen, rejected = _turns(row["chosen"], "chosen"), _turns(row["rejected"], "rejected")
-    if row.get("prompt") is not None:
-        prompt = conversation(row["prompt"])
-        chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
-    elif "conversations" in row:
-        turns = _turns(row["conversations"], "conversations")
-        prompt = turns if not isinstance(turns, str) else conversation(turns)
-    else:
-        prompt, chosen, rejected = _shared_prompt(chosen, rejected)
-    responses = (_written(chosen), _written(rejected))
-    margin = row.get("margin")
-    if margin is not None and not is_number(margin):
-        raise ValueError("'margin' must be a number")
-    source = {"schema": "preference", **_picked(row, "subset", "source", "margin", "chosen_model", "rejected_model")}
-    used = ("id", "prompt", "chosen", "rejected", "conversations")
-    return [
-        Item(
-            prompt=prompt,
-            responses=responses,
-            best=_best(responses),
-            id=identifier(row.get("id")),
-            source=source,
-            extra=_rest(row, *used, *source),
-        )
-    ]
+def rmb_pair(row: Row) -> list[Item]:
+    """RMB: `{"pair_uid": "u", "conversation_input": [...], "chosen": {"llm_name", "answer"}, "reject": {...}}`."""
+    return [_rmb(row, "pair_uid", [row["chosen"], row["reject"]], "chosen", "reject")]
 
 
-def unpaired(row: Row) -> list[Item]:
-    """TRL's unpaired preference: `{"prompt", "completion", "label": true}`: one response with reward 1 or 0."""
-    if not isinstance(row["label"], bool):
-        raise ValueError(f"'label' is {row['label']!r}, expected true or false")
-    return [
-        Item(
-            prompt=conversation(row["prompt"]),
-            responses=(_written(_turns(row["completion"], "completion")),),
-            rewards=(float(row["label"]),),
-            id=identifier(row.get("id")),
-            source={"schema": "unpaired"},
-            extra=_rest(row, "id", "prompt", "completion", "label"),
-        )
-    ]
+def rmb_list(row: Row) -> list[Item]:
+    """RMB best of n: `{"bon_uid": "u", "conversation_input", "bon_best": {"llm_name", "answer"}, "loser_list": [...]}`."""
+    losers = row["loser_list"]
+    if not isinstance(losers, list) or not losers:
+        raise ValueError("'loser_list' must be a list of answers")
+    return [_rmb(row, "bon_uid", [row["bon_best"], *losers], "bon_best", "loser_list")]
 
 
-def _chosen_rejected(row: Row) -> list[Item]:
-    """The three schemas with these two columns, told apart by what stands in them."""
-    lists = all(isinstance(row[c], list) and row[c] and isinstance(row[c][0], str) for c in ("chosen", "rejected"))
-    if not lists:
-        return preference(row)
-    return rewardbench2(row) if "num_correct" in row else rm_bench(row)
-
-
-# The first whose keys are all there.
-SCHEMAS: tuple[tuple[tuple[str, ...], Convert], ...] = (
-    (("prompt", "responses"), own),
-    (("conversation_input", "chosen", "reject"), rmb_pair),
-    (("conversation_input", "bon_best", "loser_list"), rmb_list),
-    (("question", "response_A", "response_B", "label"), judgebench),
-    (("input", "output_1", "output_2", "label"), llmbar),
-    (("chosen", "rejected"), _chosen_rejected),
-    (("prompt", "completion", "label"), unpaired),
-)
-
-Turns = str | tuple[Message, ...]
-_SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-def _turns(value: object, name: str) -> Turns:
-    """A text as it is, a list of messages (or of `from` / `value` turns, or a single one) as messages."""
-    if isinstance(value, str):
-        return value
-    listed = [value] if isinstance(value, Mapping) else value
-    if not isinstance(listed, list) or not listed:
-        raise ValueError(f"'{name}' must be a text or a list of messages")
-    return conversation([_sharegpt(turn, name) for turn in listed], name=name)
-
-
-def _sharegpt(turn: object, name: str) -> object:
-    if isinstance(turn, Mapping) and "from" in turn and "value" in turn:
-        if turn["from"] not in _SHAREGPT:
-            raise ValueError(f"'{name}' holds a turn from {turn['from']!r}: expected one of {', '.join(_SHAREGPT)}")
-        return {"role": _SHAREGPT[turn["from"]], "content": turn["value"]}
-    return turn
-
-
-def _after(prompt: tuple[Message, ...], turns: Turns) -> Turns:
-    """A response given as a whole conversation loses the prompt that it repeats (as in Skywork's rows)."""
-    if isinstance(turns, str) or turns[: len(prompt)] != prompt or len(turns) == len(prompt):
-        return turns
-    return turns[len(prompt) :]
-
-
-def _shared_prompt(chosen: Turns, rejected: Turns) -> tuple[tuple[Message, ...], Turns, Turns]:
-    """The prompt that two whole conversations begin with, and what each goes on with."""
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise ValueError("'chosen' and 'rejected' must both be texts or both be lists of messages")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:"):
-            chosen, rejected = _hh_turns(chosen), _hh_turns(rejected)
-        else:
-            return _shared_text(chosen, rejected)
-    shared = 0
-    # The last message of either is always a response, also where both are equal.
-    for a, b in zip(chosen[:-1], rejected[:-1], strict=False):
-        if a != b:
-            break
-        shared += 1
-    if not shared:
-        raise ValueError("without 'prompt', 'chosen' and 'rejected' must begin with the same messages")
-    return tuple(chosen[:shared]), tuple(chosen[shared:]), tuple(rejected[shared:])  # type: ignore[arg-type]
-
-
-def _hh_turns(text: str) -> tuple[Message, ...]:
-    parts = _HH_TURN.split(text)[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
-
-
-def _shared_text(chosen: str, rejected: str) -> tuple[tuple[Message, ...], str, str]:
-    """TRL's rule for texts: the longest common beginning, cut back to the end of a word."""
-    at = next(
-        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+def _rmb(row: Row, uid: str, answers: Sequence[object], *used: str) -> Item:
+    listed = [dict(answer) if isinstance(answer, Mapping) else {} for answer in answers]
+    if not all(isinstance(answer.get("answer"), str) for answer in listed):
+        raise ValueError(f"{' and '.join(map(repr, used))} must hold objects with the text 'answer'")
+    return item_of(
+        row,
+        "rmb",
+        conversation(row["conversation_input"], name="conversation_input"),
+        [answer["answer"] for answer in listed],
+        best=0,
+        name=row.get(uid),
+        keep=(uid, "category_path"),
+        used=("conversation_input", *used),
+        source={"models": [answer.get("llm_name") for answer in listed]},
     )
-    while at > 0 and not chosen[at - 1].isspace():
-        at -= 1
-    if not chosen[:at].strip():
-        raise ValueError("without 'prompt', 'chosen' and 'rejected' must begin with the same text")
-    return (Message("user", chosen[:at].rstrip()),), chosen[at:], rejected[at:]
 
 
-def _written(turns: Turns) -> str:
-    """A response as one text; several turns keep their roles in front."""
-    if isinstance(turns, str):
-        return turns
-    if len(turns) == 1:
-        return turns[0].content
-    return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in turns)
+def judgebench(row: Row) -> list[Item]:
+    """JudgeBench: `{"pair_id": "u", "question", "response_A", "response_B", "label": "A>B", "source", ...}`."""
+    labels = {"A>B": 0, "B>A": 1}
+    if row["label"] not in labels:
+        raise ValueError(f"'label' is {row['label']!r}, expected 'A>B' or 'B>A'")
+    return [
+        item_of(
+            row,
+            "judgebench",
+            conversation(text(row, "question")),
+            (text(row, "response_A"), text(row, "response_B")),
+            best=labels[row["label"]],
+            name=row.get("pair_id"),
+            keep=("pair_id", "original_id", "source", "response_model"),
+            used=("question", "response_A", "response_B", "label"),
+        )
+    ]
 
 
-def _best(responses: Sequence[str]) -> int | None:
-    """The first response, unless another equals it."""
-    return 0 if responses[0] not in responses[1:] else None
+def llmbar(row: Row) -> list[Item]:
+    """LLMBar: `{"input": "Name a prime.", "output_1": "7", "output_2": "8", "label": 1}`."""
+    return [_numbered(row, "llmbar", "input", "output_1", "output_2")]
 
 
-def _text(row: Row, key: str) -> str:
-    if not isinstance(row[key], str):
-        raise ValueError(f"'{key}' must be a text")
-    return str(row[key])
+def evalbiasbench(row: Row) -> list[Item]:
+    """EvalBiasBench: `{"bias": "length bias", "instruction", "response1", "response2", "label": 1}`."""
+    return [_numbered(row, "evalbiasbench", "instruction", "response1", "response2")]
 
 
-def _texts(row: Row, key: str) -> tuple[str, ...]:
-    values = row[key]
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
-        raise ValueError(f"'{key}' must be a list of texts")
-    return tuple(values)
+def _numbered(row: Row, schema: str, prompt: str, first: str, second: str) -> Item:
+    """A pair whose label counts from 1."""
+    if isinstance(row["label"], bool) or row["label"] not in (1, 2):
+        raise ValueError(f"'label' is {row['label']!r}, expected 1 or 2")
+    return item_of(
+        row,
+        schema,
+        conversation(text(row, prompt)),
+        (text(row, first), text(row, second)),
+        best=row["label"] - 1,
+        name=row.get("id"),
+        keep=("id", "bias"),
+        used=(prompt, first, second, "label"),
+    )
 
 
-def _picked(row: Row, *keys: str) -> dict[str, Any]:
-    return {key: row[key] for key in keys if row.get(key) is not None}
+def ppe_human(row: Row) -> list[Item]:
+    """PPE human preference: `{"question_id": "q", "prompt", "response_1", "response_2", "winner": "model_a", ...}`.
+
+    Any other winner than `model_a` and `model_b` is a tie: no label.
+    """
+    return [
+        item_of(
+            row,
+            "ppe-human",
+            conversation(row["prompt"]),
+            (text(row, "response_1"), text(row, "response_2")),
+            best={"model_a": 0, "model_b": 1}.get(str(row["winner"])),
+            name=row["question_id"],
+            keep=("question_id", "winner", "model_a", "model_b", "language", "category_tag"),
+            used=("prompt", "response_1", "response_2"),
+        )
+    ]
 
 
-def _rest(row: Row, *used: str) -> dict[str, Any]:
-    """Unknown keys, without those that an item's own row would write."""
-    own_keys = {"id", "prompt", "responses", "best", "rewards", "reference", "principles", "source"}
-    return {key: value for key, value in row.items() if key not in used and key not in own_keys}
+def ppe_list(row: Row) -> list[Item]:
+    """PPE correctness: `{"question_id": "q", "model_name", "prompt", "response_1", ..., "scores": [true, ...]}`."""
+    n = sum(1 for key in row if key.startswith("response_"))
+    columns = [f"response_{i}" for i in range(1, n + 1)]
+    scores = row["scores"]
+    if not all(isinstance(row.get(column), str) for column in columns):
+        raise ValueError(f"'response_1' to 'response_{n}' must be texts")
+    if not isinstance(scores, list) or len(scores) != n or not all(isinstance(s, (bool, int, float)) for s in scores):
+        raise ValueError(f"'scores' must be a list of {n} numbers or booleans, one for each response")
+    return [
+        item_of(
+            row,
+            "ppe-correctness",
+            conversation(row["prompt"]),
+            [row[column] for column in columns],
+            rewards=[float(score) for score in scores],
+            name=joined(row.get("model_name"), row["question_id"]),
+            keep=("question_id", "model_name", "conflict_pairs"),
+            used=("prompt", "scores", *columns),
+        )
+    ]
+
+
+def realmistake(row: Row) -> list[Item]:
+    """ReaLMistake: `{"input", "llm_response", "error_label": "no_error", "metadata": {"id"}}`: one response, 1 or 0."""
+    label = row.get("error_label", row.get("label"))
+    if label not in ("error", "no_error"):
+        raise ValueError(f"'error_label' is {label!r}, expected 'error' or 'no_error'")
+    metadata = row.get("metadata")
+    return [
+        item_of(
+            row,
+            "realmistake",
+            conversation(text(row, "input")),
+            (text(row, "llm_response"),),
+            rewards=(float(label == "no_error"),),
+            name=metadata.get("id") if isinstance(metadata, Mapping) else None,
+            keep=("metadata", "error_categories"),
+            used=("input", "llm_response", "error_label", "label"),
+        )
+    ]
+
+
+def ultrafeedback(row: Row) -> list[Item]:
+    """UltraFeedback: `{"instruction": "Name a prime.", "completions": [{"response": "7", "overall_score": 8.5}, ...]}`.
+
+    The overall scores are the rewards, if every completion has one.
+    """
+    listed = row["completions"]
+    if not isinstance(listed, list) or not all(
+        isinstance(c, Mapping) and isinstance(c.get("response"), str) for c in listed
+    ):
+        raise ValueError("'completions' must be a list of objects with the text 'response'")
+    scores = [c.get("overall_score") for c in listed]
+    return [
+        item_of(
+            row,
+            "ultrafeedback",
+            conversation(text(row, "instruction")),
+            [c["response"] for c in listed],
+            rewards=[float(s) for s in scores if s is not None] if all(map(is_number, scores)) else None,
+            name=row.get("id"),
+            keep=("id", "source", "models"),
+            used=("instruction", "completions"),
+        )
+    ]
+
+
+def helpsteer3(row: Row) -> list[Item]:
+    """HelpSteer3: `{"context": [...], "response1", "response2", "overall_preference": -2}`: below 0 the first is better."""
+    lean = row["overall_preference"]
+    if not is_number(lean):
+        raise ValueError("'overall_preference' must be a number from -3 to 3")
+    return [
+        item_of(
+            row,
+            "helpsteer3",
+            conversation(row["context"], name="context"),
+            (text(row, "response1"), text(row, "response2")),
+            best=None if lean == 0 else int(lean > 0),
+            name=row.get("id"),
+            keep=("id", "domain", "language", "overall_preference"),
+            used=("context", "response1", "response2"),
+        )
+    ]
+
+
+def chosen_rejected(row: Row) -> list[Item]:
+    """Schemas with just these two columns in common, told apart by what stands in them."""
+    if all(
+        isinstance(row[side], list) and all(isinstance(t, str) for t in row[side]) for side in ("chosen", "rejected")
+    ):
+        return rm_bench(row)
+    return preference(row)
+
+
+# Name, keys, converter; the first whose keys are all there and not null.
+SCHEMAS: tuple[tuple[str, tuple[str, ...], Convert], ...] = (
+    ("own", ("responses",), own),
+    ("RMB pairs", ("conversation_input", "chosen", "reject"), rmb_pair),
+    ("RMB lists", ("conversation_input", "bon_best", "loser_list"), rmb_list),
+    ("RewardBench 2", ("prompt", "chosen", "rejected", "num_correct"), rewardbench_2),
+    ("JudgeBench", ("question", "response_A", "response_B", "label"), judgebench),
+    ("LLMBar", ("input", "output_1", "output_2", "label"), llmbar),
+    ("EvalBiasBench", ("instruction", "response1", "response2", "label"), evalbiasbench),
+    ("PPE human", ("question_id", "prompt", "response_1", "response_2", "winner"), ppe_human),
+    ("PPE correctness", ("question_id", "prompt", "response_1", "scores"), ppe_list),
+    ("ReaLMistake", ("input", "llm_response"), realmistake),
+    ("UltraFeedback", ("instruction", "completions"), ultrafeedback),
+    ("HelpSteer3", ("context", "response1", "response2", "overall_preference"), helpsteer3),
+    ("ShareGPT pairs", ("conversations", "chosen", "rejected"), sharegpt),
+    ("Alpaca pairs", ("instruction", "chosen", "rejected"), alpaca),
+    ("preference, RewardBench 1, RM-Bench", ("chosen", "rejected"), chosen_rejected),
+    ("unpaired preference", ("prompt", "completion", "label"), unpaired),
+)
