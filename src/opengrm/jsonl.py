@@ -105,7 +105,8 @@ def _lines(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
                 continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line or line.isspace():
+            line = line.strip()
+            if not line:
                 continue
             try:
                 row = _object(_loads(line), checked=_suspicious(line))
@@ -158,7 +159,8 @@ def _loads(content: bytes) -> Any:
         return _decode(text)
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"not JSON: {error.msg[0].lower() + error.msg[1:]} at {place}") from None
+        what = error.msg[0].lower() + error.msg[1:].removesuffix(" at")
+        raise ValueError(f"not JSON: {what} at {place}") from None
     except RecursionError:
         raise ValueError(f"not usable: nested deeper than {MAX_DEPTH} levels") from None
 

@@ -1,8 +1,8 @@
 """Preference rows of TRL and its ecosystem as items, and what all foreign rows share.
 
 A converter makes items and nothing else: what a benchmark needs to score them (subset, id, style, ...) goes to
-`Item.source` together with the schema's name, unknown keys to `Item.extra`. Where the response labelled best is equal to
-another one the label is dropped and the source says so: neither is better.
+`Item.source` together with the schema's name, unknown keys to `Item.extra`. Where the response labelled best is equal
+to another one the label is dropped and the source says so: neither is better.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _OTHER_PROMPTS = ("question", "query", "input", "messages", "context", "history"
 def preference(row: Row) -> list[Item]:
     r"""A pair: `{"prompt": "Name a prime.", "chosen": "7", "rejected": "8", "margin": 1.5}`, the margin optional.
 
-    Each is a text or a list of messages. Chosen and rejected may repeat the prompt, and without a prompt they are whole
-    conversations that begin alike: lists of messages, HH's `"\n\nHuman: ...\n\nAssistant: ..."`, or plain texts, which
-    part where TRL parts them, moved back to the beginning of the word. RewardBench 1 and preference-test-sets have
-    these columns with `subset` and `id`; since ids repeat between subsets, the item's id is then `subset/id`.
+    Each is a text or a list of messages. Chosen and rejected may repeat the prompt. Without a prompt they are whole
+    conversations that begin alike: lists of messages, HH's `"\n\nHuman: ...\n\nAssistant: ..."`, or plain texts,
+    which part where TRL parts them, moved back to the beginning of the word. RewardBench 1 and preference-test-sets
+    have these columns with `subset` and `id`; an id need not be unique beyond its subset: the item's is `subset/id`.
     """
     chosen, rejected = turns(row["chosen"], "chosen"), turns(row["rejected"], "rejected")
     if row.get("prompt") is not None:
@@ -84,7 +84,7 @@ def sharegpt(row: Row) -> list[Item]:
 
 
 def alpaca(row: Row) -> list[Item]:
-    """LLaMA-Factory: `{"instruction": "Name a", "input": "prime.", "chosen": "7", "rejected": "8"}`, input optional."""
+    """LLaMA-Factory: `{"instruction": "Name a", "input": "prime.", "chosen": "7", "rejected": "8"}`."""
     parts = [text(row, "instruction"), *([text(row, "input")] if row.get("input") else [])]
     history = row.get("history") or []
     if not isinstance(history, list) or not all(
@@ -120,8 +120,8 @@ def item_of(
 ) -> Item:
     """The item of a foreign row: what it was `used` for is gone, `keep` goes to the source, the rest is kept.
 
-    A `reference` and `principles` of the row are the item's if they have the right type; other keys that mean something
-    in our own schema go to the source, so that writing the item cannot confuse them with its label.
+    A `reference` and `principles` of the row are the item's if they have the right type; other keys that mean
+    something in our own schema go to the source, so that writing the item cannot confuse them with its label.
     """
     kept: dict[str, Any] = {"schema": schema, **{key: row[key] for key in keep if row.get(key) is not None}}
     kept.update(source or {})

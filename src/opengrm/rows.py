@@ -91,7 +91,7 @@ def rmb_pair(row: Row) -> list[Item]:
 
 
 def rmb_list(row: Row) -> list[Item]:
-    """RMB best of n: `{"bon_uid": "u", "conversation_input", "bon_best": {"llm_name", "answer"}, "loser_list": [...]}`."""
+    """RMB best of n: `{"bon_uid": "u", "conversation_input", "bon_best": {"answer"}, "loser_list": [...]}`."""
     losers = row["loser_list"]
     if not isinstance(losers, list) or not losers:
         raise ValueError("'loser_list' must be a list of answers")
@@ -203,7 +203,7 @@ def ppe_list(row: Row) -> list[Item]:
 
 
 def realmistake(row: Row) -> list[Item]:
-    """ReaLMistake: `{"input", "llm_response", "error_label": "no_error", "metadata": {"id"}}`: one response, 1 or 0."""
+    """ReaLMistake: `{"input", "llm_response", "error_label": "no_error", "metadata": {"id"}}`: reward 1 or 0."""
     label = row.get("error_label", row.get("label"))
     if label not in ("error", "no_error"):
         raise ValueError(f"'error_label' is {label!r}, expected 'error' or 'no_error'")
@@ -223,7 +223,7 @@ def realmistake(row: Row) -> list[Item]:
 
 
 def ultrafeedback(row: Row) -> list[Item]:
-    """UltraFeedback: `{"instruction": "Name a prime.", "completions": [{"response": "7", "overall_score": 8.5}, ...]}`.
+    """UltraFeedback: `{"instruction": "Name a prime.", "completions": [{"response": "7", "overall_score": 8.5}]}`.
 
     The overall scores are the rewards, if every completion has one.
     """
@@ -248,7 +248,10 @@ def ultrafeedback(row: Row) -> list[Item]:
 
 
 def helpsteer3(row: Row) -> list[Item]:
-    """HelpSteer3: `{"context": [...], "response1", "response2", "overall_preference": -2}`: below 0 the first is better."""
+    """HelpSteer3: `{"context": [...], "response1", "response2", "overall_preference": -2}`.
+
+    From -3 (the first is much better) to 3 (the second is); 0 is a tie: no label.
+    """
     lean = row["overall_preference"]
     if not is_number(lean):
         raise ValueError("'overall_preference' must be a number from -3 to 3")
@@ -289,8 +292,9 @@ SCHEMAS: tuple[tuple[str, tuple[str, ...], Convert], ...] = (
     ("ReaLMistake", ("input", "llm_response"), realmistake),
     ("UltraFeedback", ("instruction", "completions"), ultrafeedback),
     ("HelpSteer3", ("context", "response1", "response2", "overall_preference"), helpsteer3),
+    ("preference, RewardBench 1, RM-Bench", ("prompt", "chosen", "rejected"), chosen_rejected),
     ("ShareGPT pairs", ("conversations", "chosen", "rejected"), sharegpt),
     ("Alpaca pairs", ("instruction", "chosen", "rejected"), alpaca),
-    ("preference, RewardBench 1, RM-Bench", ("chosen", "rejected"), chosen_rejected),
+    ("implicit-prompt preference", ("chosen", "rejected"), preference),
     ("unpaired preference", ("prompt", "completion", "label"), unpaired),
 )

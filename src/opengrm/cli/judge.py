@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import shutil
 import sys
@@ -10,11 +9,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opengrm.cli.options import Bad, BadRows, JsonOut, OnBad, bad_rows, print_table
+from opengrm.cli.options import BadRows, JsonOut, OnBad, Orders, Reduce, bad_rows, print_table
 from opengrm.cli.progress import progress
 from opengrm.errors import BadRow, UsageError
 
@@ -29,31 +28,7 @@ if TYPE_CHECKING:
     from opengrm.voting import Reducer
 
 
-class EngineName(str, enum.Enum):
-    """Where text comes from."""
-
-    transformers = "transformers"
-    openai = "openai"
-    vllm = "vllm"
-    openvino = "openvino"
-
-
-class Orders(str, enum.Enum):
-    """How the k orders of an item are chosen."""
-
-    balanced = "balanced"
-    shuffle = "shuffle"
-    fixed = "fixed"
-
-
-class ReduceName(str, enum.Enum):
-    """The vote."""
-
-    sum = "sum"
-    mean = "mean"
-    majority = "majority"
-
-
+EngineName = Literal["transformers", "openai", "vllm", "openvino"]
 HAND, MODEL, SAMPLING, RUN = "One item by hand", "Model", "Sampling and voting", "Run"
 
 
@@ -92,7 +67,7 @@ def judge(
         str,
         typer.Option(help='"nano" (embedded), a folder, a hub id, or the name a server uses.', rich_help_panel=MODEL),
     ] = "nano",
-    engine: Annotated[EngineName, typer.Option(help="What runs it.", rich_help_panel=MODEL)] = EngineName.transformers,
+    engine: Annotated[EngineName, typer.Option(help="What runs it.", rich_help_panel=MODEL)] = "transformers",
     base_url: Annotated[
         list[str] | None,
         typer.Option(
@@ -140,11 +115,9 @@ def judge(
     ] = None,
     orders: Annotated[
         Orders, typer.Option(help="How response orders are planned.", rich_help_panel=SAMPLING)
-    ] = Orders.balanced,
-    reduce: Annotated[
-        ReduceName, typer.Option(help="How judgments become a verdict.", rich_help_panel=SAMPLING)
-    ] = ReduceName.sum,
-    on_bad: OnBad = Bad.stop,
+    ] = "balanced",
+    reduce: Annotated[Reduce, typer.Option(help="How judgments become a verdict.", rich_help_panel=SAMPLING)] = "sum",
+    on_bad: OnBad = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
     as_json: JsonOut = False,
 ) -> None:
@@ -185,7 +158,7 @@ def judge(
         from opengrm import engines
 
         return engines.open_engine(
-            engine.value, model, base_urls=base_url or [], batch=batch, concurrency=concurrency, timeout=timeout,
+            engine, model, base_urls=base_url or [], batch=batch, concurrency=concurrency, timeout=timeout,
             device=device, dtype=dtype, trust_remote_code=trust_remote_code,
         )  # fmt: skip
 
@@ -193,7 +166,7 @@ def judge(
         item = _by_hand(prompt, response or [], reference, principle, chosen)
         opened = open_engine()
         try:
-            _judge_one(GRM(opened, chosen, sampling, orders.value), item, k, reduce.value, as_json)
+            _judge_one(GRM(opened, chosen, sampling, orders), item, k, reduce, as_json)
         finally:
             opened.close()
         return
@@ -220,10 +193,10 @@ def judge(
         stack.callback(opened.close)
         summary = Summary()
         show = stack.enter_context(progress("judging", count * k, quiet=quiet))
-        grm = GRM(opened, chosen, sampling, orders.value, kept)
-        usable = _usable(items, chosen, bad_rows(Bad.skip))
+        grm = GRM(opened, chosen, sampling, orders, kept)
+        usable = _usable(items, chosen, bad_rows("skip"))
         run = verdicts(
-            grm, usable, k, reduce=reduce.value, summary=summary, on_progress=lambda done, s: show(done, _note(s))
+            grm, usable, k, reduce=reduce, summary=summary, on_progress=lambda done, s: show(done, _note(s))
         )
         try:
             for judged in run:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from opengrm.cli.options import Bad, JsonOut, OnBad, bad_rows, print_table
+from opengrm.cli.options import JsonOut, OnBad, bad_rows, print_table
 
 app = typer.Typer(help="Judgments on disk: what is there, export, import.", no_args_is_help=True)
 LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger file (SQLite).")]
@@ -64,7 +64,7 @@ def export(
 def import_(
     judgments: Annotated[Path, typer.Argument(metavar="JUDGMENTS", help="Judgments, one JSON object a line.")],
     ledger: LedgerFile,
-    on_bad: OnBad = Bad.stop,
+    on_bad: OnBad = "stop",
 ) -> None:
     """Read judgments into a ledger; a row needs `item` and `scores`, and is kept once however often it is read."""
     from opengrm.ledger import Ledger

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from opengrm.errors import BadRow
 
-
-class Bad(str, enum.Enum):
-    """What to do with a malformed row."""
-
-    stop = "stop"
-    skip = "skip"
-
-
+# The library's own literals, repeated because importing them here would load NumPy for `--help`.
+Reduce = Literal["sum", "mean", "majority"]
+Orders = Literal["balanced", "shuffle", "fixed"]
+Bad = Literal["stop", "skip"]
 OnBad = Annotated[Bad, typer.Option("--on-bad", help="A malformed row: stop, or skip it and count.")]
 JsonOut = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -49,7 +44,7 @@ class _StopAtFirst(BadRows):
 
 def bad_rows(on_bad: Bad) -> BadRows:
     """The policy that `--on-bad` names, to be handed to a reader."""
-    return BadRows() if on_bad is Bad.skip else _StopAtFirst()
+    return BadRows() if on_bad == "skip" else _StopAtFirst()
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]], *, empty: str = "nothing to show") -> None:

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import Bad, BadRows, JsonOut, OnBad, bad_rows, print_table
+from opengrm.cli.options import BadRows, JsonOut, OnBad, Reduce, bad_rows, print_table
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
     from opengrm.judgments import Judgment
     from opengrm.voting.revote import Report
-
-
-class ReduceName(str, enum.Enum):
-    """The vote."""
-
-    sum = "sum"
-    mean = "mean"
-    majority = "majority"
-
-
-class SubsetName(str, enum.Enum):
-    """Which subsets of the recorded samples a smaller k is averaged over."""
-
-    auto = "auto"
-    all = "all"
-    planned = "planned"
 
 
 def vote(
@@ -47,14 +30,14 @@ def vote(
     k: Annotated[
         str | None, typer.Option("-k", help="Numbers of votes, e.g. 1,2,4,8. Default: up to all recorded samples.")
     ] = None,
-    reduce: Annotated[ReduceName, typer.Option(help="How judgments become a verdict.")] = ReduceName.sum,
+    reduce: Annotated[Reduce, typer.Option(help="How judgments become a verdict.")] = "sum",
     subsets: Annotated[
-        SubsetName,
+        Literal["auto", "all", "planned"],
         typer.Option(
             help="Which k of the recorded samples vote: all subsets, or those that keep a balanced plan of orders."
             " auto: planned where the recorded orders are such a plan."
         ),
-    ] = SubsetName.auto,
+    ] = "auto",
     pool: Annotated[
         bool, typer.Option("--pool", help="Let judgments of different models and templates vote together.")
     ] = False,
@@ -62,7 +45,7 @@ def vote(
         Path | None, typer.Option("--output", "-o", help="Write the verdicts over all recorded samples here.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against k here (.png, .svg).")] = None,
-    on_bad: OnBad = Bad.stop,
+    on_bad: OnBad = "stop",
     as_json: JsonOut = False,
 ) -> None:
     """Vote over recorded judgments again.
@@ -81,14 +64,14 @@ def vote(
     skipped = bad_rows(on_bad)
     labels = None if items is None else Labels.of(read_items(items, skipped))
     with _judgments(judgments, skipped) as rows:
-        report = revote(rows, labels, ks=ks, how=reduce.value, subsets=subsets.value, pool=pool, on_bad=skipped)
+        report = revote(rows, labels, ks=ks, how=reduce, subsets=subsets, pool=pool, on_bad=skipped)
     skipped.report()
     if not report.counts["judgments"]:
         raise UsageError(f"{judgments}: no judgments")
     if output is not None:
         from opengrm.jsonl import write_rows
 
-        write_rows(output, (v.to_json() for v in verdicts(report.recorded, reduce.value)))
+        write_rows(output, (v.to_json() for v in verdicts(report.recorded, reduce)))
     if as_json:
         print(json.dumps({**report.to_json(), "skipped_rows": skipped.count}, ensure_ascii=False, allow_nan=False))
     else:

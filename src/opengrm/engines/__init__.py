@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from opengrm.engines.base import Completion, Engine, Request, Sampling
 from opengrm.errors import UsageError
@@ -60,5 +60,5 @@ def open_engine(
         return OpenVINOEngine(model)
     from opengrm.engines.transformers import TransformersEngine
 
-    extra = {} if batch is None else {"max_batch": batch}
+    extra: dict[str, Any] = {} if batch is None else {"max_batch": batch}
     return TransformersEngine(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **extra)

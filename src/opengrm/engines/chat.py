@@ -80,11 +80,15 @@ class ChatTokenizer:
         except Exception as first:
             merged = without_system(turns)
             if merged == turns:
-                raise EngineError(f"the model's chat template cannot render the messages: {first_line(first)}") from None
+                raise EngineError(
+                    f"the model's chat template cannot render the messages: {first_line(first)}"
+                ) from None
             try:
                 return self._apply(merged)
             except Exception:
-                raise EngineError(f"the model's chat template cannot render the messages: {first_line(first)}") from None
+                raise EngineError(
+                    f"the model's chat template cannot render the messages: {first_line(first)}"
+                ) from None
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
         text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

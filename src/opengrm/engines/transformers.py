@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ class TransformersEngine:
         """The checkpoint's tokenizer."""
         return self._chat.tokenizer
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """Complete every sample of every request, in any order; requests are pulled about one batch ahead.
 
         Requests with the same messages share one prefill where they are in the batch, or waiting for it, together.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,11 @@ class VLLMEngine:
         self._params: Any = vllm.SamplingParams
         try:
             self._llm: Any = vllm.LLM(
-                model=str(folder), dtype=dtype, trust_remote_code=trust_remote_code, enable_prefix_caching=True, **options
+                model=str(folder),
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                enable_prefix_caching=True,
+                **options,
             )
         except Exception as error:
             raise EngineError(f"{model}: vLLM cannot load this model: {first_line(error)}") from None
@@ -68,7 +72,7 @@ class VLLMEngine:
         """Name and fingerprint of the weights, tokenizer and configuration."""
         return self._identity
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """Complete every sample of every request, a window of requests at a time.
 
         Raises:
@@ -132,7 +136,12 @@ class VLLMEngine:
         stopped = made.finish_reason == "stop"
         if made.finish_reason not in ("stop", "length"):
             return Completion(
-                request.id, index, "", "error", error=f"server: vLLM ended with {made.finish_reason!r}", seconds=seconds
+                request.id,
+                index,
+                "",
+                "error",
+                error=f"server: vLLM ended with {made.finish_reason!r}",
+                seconds=seconds,
             )
         logprobs = None
         if request.sampling.logprobs and made.logprobs is not None:

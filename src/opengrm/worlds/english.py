@@ -1,7 +1,7 @@
 """The English of RubricWorld: text that meets or breaks ten criteria, and the code that checks any text for them.
 
-`write` makes one short answer from a wish list ("meet these criteria, break the others"); `meets` reads a text and says
-whether it meets a criterion. The two share the word lists and nothing else: a label always comes from `meets`.
+`write` makes one short answer from a wish list ("meet these criteria, break the others"); `meets` reads a text and
+says whether it meets a criterion. The two share the word lists and nothing else: a label always comes from `meets`.
 """
 
 from __future__ import annotations

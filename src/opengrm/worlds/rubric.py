@@ -119,8 +119,8 @@ def generate_items(
 
     Yields:
         Items with `best` (n >= 2: the unique maximum of the true rewards) or `rewards` (n = 1: 0..10, or 0/1), and
-        the hidden truth in `source`: world, kind, topic, audience, criteria [[name, weight]], met (per response, in the
-        order of `criteria`), rewards (true, per response), split, seed, index.
+        the hidden truth in `source`: world, kind, topic, audience, criteria [[name, weight]], met (for each response,
+        in the order of `criteria`), rewards (true, for each response), split, seed, index.
 
     Raises:
         ValueError: an argument out of range.
