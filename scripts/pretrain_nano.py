@@ -44,8 +44,9 @@ FORMS: tuple[tuple[float, Compact], ...] = (
     (0.05, Compact(reference=True)),
 )
 BINARY_SHARE = 0.5  # of the single responses
-EXERCISES = {"read": 1.0, "clean": 0.25, "faulty": 0.0}  # share of reading practice in each stage
+EXERCISES = {"read": 1.0, "clean": 0.25, "faulty": 0.15}  # share of reading practice in each stage
 POOL = 20  # batches sorted by length together
+NUMBER_WEIGHT = 3.0  # of a number's loss: sums and boxed scores are few tokens and the last thing to be learned
 WIDTH = 16  # lengths in a batch are padded to a multiple of this
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(args.vocab)
     steps = {"read": args.read_steps, "clean": args.clean_steps, "faulty": args.faulty_steps}
-    peaks = {"read": args.lr, "clean": args.lr, "faulty": args.lr / 2}
+    peaks = {"read": args.lr, "clean": args.lr, "faulty": args.lr}
     model = make_model(tokenizer, args)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
     before = None
@@ -248,6 +249,7 @@ def train(
     optimizers = [Muon(inner, lr=peak), torch.optim.AdamW(outer, lr=peak / 5, betas=(0.9, 0.95), weight_decay=0.0)]
     model.train()
     yes, no = tokenizer.convert_tokens_to_ids(["Ġyes", "Ġno"])
+    numbers_V = torch.tensor([tokenizer.decode([v]).strip().isdecimal() for v in range(len(tokenizer))]).float()
     started, seen, losses, right = time.time(), 0, [], []
     for step, (ids_BT, targets_BT) in enumerate(batches(tokenizer, args.seed, stage, steps, args.batch), 1):
         factor = min(step / 50, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -256,7 +258,9 @@ def train(
         hidden_BTD = model.model(ids_BT, attention_mask=None).last_hidden_state
         learned_BT = targets_BT >= 0
         logits_LV, targets_L = model.lm_head(hidden_BTD[learned_BT]), targets_BT[learned_BT]
-        loss = F.cross_entropy(logits_LV, targets_L)
+        losses_L = F.cross_entropy(logits_LV, targets_L, reduction="none")
+        weights_L = 1.0 + (NUMBER_WEIGHT - 1.0) * numbers_V[targets_L]
+        loss = (losses_L * weights_L).sum() / weights_L.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -265,7 +269,7 @@ def train(
         findings_L = (targets_L == yes) | (targets_L == no)
         said_yes_L = logits_LV[:, yes] > logits_LV[:, no]
         right.append((said_yes_L == (targets_L == yes))[findings_L].float().mean().item())
-        losses.append(loss.item())
+        losses.append(losses_L.mean().item())
         seen += ids_BT.numel()
         if step % 50 == 0:
             seconds = time.time() - started

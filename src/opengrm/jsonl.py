@@ -105,7 +105,7 @@ def _lines(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
                 continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            line = line.strip()
+            line = line.rstrip()
             if not line:
                 continue
             try:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from opengrm.engines.base import Completion, Engine, Request, Sampling
 from opengrm.items import Item, Message, content_hash
@@ -45,6 +46,10 @@ class GRM:
     ledger: Ledger | None = None
     window: int = 1024
 
+    @cached_property
+    def _name(self) -> str:
+        return f"{self.template.name}@{self.template.version}"
+
     def judge(
         self, items: Iterable[Item], k: int, on_judgment: OnJudgment | None = None
     ) -> Generator[tuple[Item, list[Judgment]], None, None]:
@@ -74,10 +79,11 @@ class GRM:
         if not sample.complete:
             return
         judgment = work.done[sample.index] = self._judgment(work, sample)
+        seconds = sum(c.seconds for c in sample.completions.values())
         if self.ledger is not None:
-            self.ledger.put(judgment, sample.seconds)
+            self.ledger.put(judgment, seconds)
         if on_judgment is not None:
-            on_judgment(judgment, sample.seconds)
+            on_judgment(judgment, seconds)
 
     def _requests(self, feed: Iterator[Item], opened: _Opened, k: int) -> Iterator[Request]:
         """Requests for what the ledger lacks: one for each distinct prompt, with the seeds of all its samples."""
@@ -115,8 +121,7 @@ class GRM:
     def _key(self, item: Item, order: Sequence[int], rendered: str, sample: int) -> str:
         """Rule 5's key. It holds the rendered prompt: a hint or a reference changes that, the item's key need not."""
         settings = (self.sampling.temperature, self.sampling.top_p, self.sampling.max_tokens)
-        template = (self.template.name, self.template.version)
-        return content_hash("judgment", self.engine.model, template, item.key, rendered, order, settings, sample)
+        return content_hash("judgment", self.engine.model, self._name, item.key, rendered, order, settings, sample)
 
     def _judgment(self, work: _Work, sample: _Sample) -> Judgment:
         completions = [sample.completions[part] for part in range(len(sample.prompts))]
@@ -135,7 +140,7 @@ class GRM:
             principles=_joined([p.principles for p in parsed]),
             critique=_joined([p.critique for p in parsed]),
             model=self.engine.model,
-            template=f"{self.template.name}@{self.template.version}",
+            template=self._name,
             temperature=self.sampling.temperature,
             seed=sample.seed(0),
             prompt_tokens=sum(c.prompt_tokens for c in completions),
@@ -174,10 +179,6 @@ class _Sample:
     @property
     def complete(self) -> bool:
         return len(self.completions) == len(self.prompts)
-
-    @property
-    def seconds(self) -> float:
-        return sum(c.seconds for c in self.completions.values())
 
     def seed(self, part: int) -> int:
         """31 bits from the key: every server takes that many, JSON keeps them exactly."""

@@ -1,0 +1,125 @@
+"""The vLLM engine against a stand-in for vLLM: a contract test of what is asked and how answers are read.
+
+vLLM itself does not install here, so these tests say nothing about its numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_models import build_checkpoint
+
+pytest.importorskip("torch", reason="the extra 'local' is not installed")
+
+from opengrm.engines.base import Request, Sampling  # noqa: E402
+from opengrm.engines.vllm import VLLMEngine  # noqa: E402
+from opengrm.errors import EngineError, MissingExtra  # noqa: E402
+from opengrm.items import Message  # noqa: E402
+
+END = 2
+
+
+class StandIn:
+    """Records how it is built and asked; answers seed 1 with [5, 6, end], other seeds with max_tokens times 7."""
+
+    made: list[dict[str, Any]]
+    asked: list[tuple[dict[str, Any], dict[str, Any]]]
+
+    def __init__(self, **options: Any) -> None:
+        from transformers import AutoTokenizer
+
+        self.made.append(options)
+        self._tokenizer = AutoTokenizer.from_pretrained(options["model"])
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64))
+
+    def get_tokenizer(self) -> Any:
+        return self._tokenizer
+
+    def generate(self, prompts: list[dict[str, Any]], params: list[Any], *, use_tqdm: bool) -> list[Any]:
+        assert use_tqdm is False
+        assert len(prompts) == len(params)
+        self.asked.extend((prompt, vars(param)) for prompt, param in zip(prompts, params, strict=True))
+        return [self._answer(prompt, param) for prompt, param in zip(prompts, params, strict=True)]
+
+    def _answer(self, prompt: dict[str, Any], param: Any) -> Any:
+        ids = [5, 6, END] if param.seed == 1 else [7] * param.max_tokens
+        logprobs = None
+        if param.logprobs is not None:
+            logprobs = [{token: SimpleNamespace(logprob=-0.5 * token)} for token in ids]
+        made = SimpleNamespace(
+            token_ids=ids, logprobs=logprobs, finish_reason="stop" if param.seed == 1 else "length", text="unused"
+        )
+        return SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], outputs=[made])
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    class Fresh(StandIn):
+        made = []
+        asked = []
+
+    module: Any = ModuleType("vllm")
+    module.LLM = Fresh
+    module.SamplingParams = SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return Fresh
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_checkpoint(tmp_path_factory.mktemp("models") / "tiny", "Qwen3")
+
+
+def test_one_request_for_each_seed(vllm: type[StandIn], folder: Path) -> None:
+    with VLLMEngine(folder, dtype="float32", tensor_parallel_size=2) as engine:
+        assert engine.model.startswith("tiny@")
+        settings = Sampling(temperature=0.7, top_p=0.9, max_tokens=3, logprobs=True)
+        found = list(engine.generate([Request(4, (Message("user", "Hi."),), (1, 8), settings)]))
+    (made,) = vllm.made
+    assert made == {
+        "model": str(folder), "dtype": "float32", "trust_remote_code": False, "enable_prefix_caching": True,
+        "tensor_parallel_size": 2,
+    }  # fmt: skip
+    assert [params for _, params in vllm.asked] == [
+        {"n": 1, "seed": seed, "temperature": 0.7, "top_p": 0.9, "max_tokens": 3, "logprobs": 0} for seed in (1, 8)
+    ]
+    assert vllm.asked[0][0] == vllm.asked[1][0]
+    assert [(c.request, c.index, c.finish, c.token_ids, c.completion_tokens) for c in found] == [
+        (4, 0, "stop", (5, 6), 3),
+        (4, 1, "length", (7, 7, 7), 3),
+    ]
+    assert found[0].logprobs == (-2.5, -3.0, -1.0)
+    assert found[0].prompt_tokens == len(vllm.asked[0][0]["prompt_token_ids"])
+
+
+def test_prompts_and_samples_stay_within_the_context(vllm: type[StandIn], folder: Path) -> None:
+    with VLLMEngine(folder) as engine:
+        long = Request(0, (Message("user", "word " * 100),), (1, 2), Sampling())
+        short = Request(1, (Message("user", "x"),), (3,), Sampling(max_tokens=500))
+        found = list(engine.generate([long, short]))
+    assert [(c.error or "")[:9] for c in found] == ["too_long:", "too_long:", ""]
+    assert found[2].prompt_tokens + found[2].completion_tokens == 64
+
+
+def test_without_vllm(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(MissingExtra, match=r"opengrm\[vllm\]"):
+        VLLMEngine(folder)
+
+
+def test_failures_are_one_line(vllm: type[StandIn], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = VLLMEngine(folder)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error\nlong trace")
+
+    monkeypatch.setattr(vllm, "generate", fail)
+    with pytest.raises(EngineError, match=r"^vLLM failed: CUDA error$"):
+        list(engine.generate([Request(0, (Message("user", "x"),), (3,), Sampling())]))
+    monkeypatch.setattr(vllm, "__init__", fail)
+    with pytest.raises(EngineError, match="vLLM cannot load this model: CUDA error"):
+        VLLMEngine(folder)
