@@ -3,6 +3,7 @@
 A message that ends in "*" need only begin so: the rest comes from a library and changes with its version.
 """
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import gzip

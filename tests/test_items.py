@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opengrm.items import Item, Message, item_from_json
@@ -34,6 +34,7 @@ def items(draw: st.DrawFn) -> Item:
     )
 
 
+@settings(max_examples=50, deadline=None)
 @given(item=items(), data=st.data())
 def test_permute_and_back(item: Item, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(item.n)))
@@ -49,6 +50,7 @@ def test_permute_and_back(item: Item, data: st.DataObject) -> None:
     assert moved.id == item.id
 
 
+@settings(max_examples=50, deadline=None)
 @given(items())
 def test_rows_come_back_equal(item: Item) -> None:
     back = item_from_json(item.to_json())
@@ -56,6 +58,7 @@ def test_rows_come_back_equal(item: Item) -> None:
     assert back.key == item.key
 
 
+@settings(max_examples=50, deadline=None)
 @given(items())
 def test_the_key_is_what_a_judge_sees(item: Item) -> None:
     same = dataclasses.replace(item, best=None, rewards=None, id="other", source={"a": 1}, extra={"b": 2})

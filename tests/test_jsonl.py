@@ -53,7 +53,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.dictionaries(st.text(), json_values, max_size=4), min_size=1, max_size=5))
 @pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.jsonl.zst"])
 def test_any_row_comes_back_equal(
@@ -94,12 +94,10 @@ def test_standard_input_and_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
     rows = read_rows("-")
     assert next(rows) == ("stdin:1", {"a": "x"})
-    with pytest.raises(BadRow, match="^stdin:2: not JSON: expecting value at column 1$"):
+    with pytest.raises(BadRow, match=r"^stdin:2: not JSON: expecting value at column 1$"):
         next(rows)
     assert write_rows("-", ROWS) == 2
-    assert [json.loads(line) for line in out.getvalue().decode().splitlines(keepends=False) if line[0] == "{"][
-        0
-    ] == ROWS[0]
+    assert [json.loads(line) for line in out.getvalue().split(b"\n")[:-1]] == ROWS
 
 
 def test_zstd_frames_one_after_the_other(tmp_path: Path) -> None:
@@ -233,7 +231,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OpenGRMError, match=f"{name}: No space left on device"):
-        write_rows(path, ROWS)
+        write_rows(path, [{"a": 1}])
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == [name]
 
@@ -241,7 +239,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("count", [1, 100_000])
 def test_a_full_device(count: int) -> None:
-    with pytest.raises(OpenGRMError, match="^/dev/full: No space left on device$"):
+    with pytest.raises(OpenGRMError, match=r"^/dev/full: No space left on device$"):
         write_rows("/dev/full", ({"a": i} for i in range(count)))
 
 

@@ -3,14 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opengrm.judgments import JUDGMENT_KEYS, Judgment, judgment_from_json, own_order
 from opengrm.reading import read_judgments, write_judgments
 
 FULL = Judgment(
-    "q1", (8.0, 5.5), sample=3, key="k" * 64, order=(1, 0), text="... \\boxed{5.5, 8}", principles="Clarity (weight 5)",
+    "q1", (8.0, 5.5), sample=3, key="k" * 64, order=(1, 0), text="... \\boxed{5.5, 8}", principles="Clarity (5)",
     critique="The first is clear.", meta=-0.25, model="m", template="grm", temperature=0.5, seed=2**31 - 1,
     prompt_tokens=300, completion_tokens=90, extra={"mine": {"a": [1]}},
 )  # fmt: skip
@@ -55,6 +55,7 @@ def test_scores_or_an_error_never_both() -> None:
     assert judgment_from_json({"item": "q", "scores": [1], "error": "retried once"}).error is None
 
 
+@settings(max_examples=50, deadline=None)
 @given(scores=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=6), data=st.data())
 def test_scores_by_position_and_by_response(scores: list[float], data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(scores))))

@@ -110,9 +110,9 @@ def test_a_set_of_another_shape_is_refused_not_guessed(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "json", "parquet"])
 def test_real_items_survive_every_ending(data_dir: Path, tmp_path: Path, ending: str) -> None:
-    items = list(read_items(data_dir / "rm_bench_4of5" / "code_filtered.json.gz"))
-    assert write_items(tmp_path / f"i.{ending}", items) == 2052
+    items = list(read_items(data_dir / "rm_bench_4of5" / "chat_filtered.json.gz"))
+    assert write_items(tmp_path / f"i.{ending}", items) == 1161
     back = list(read_items(tmp_path / f"i.{ending}"))
     assert back == items
     assert [i.source for i in back] == [i.source for i in items]
-    assert validate_items(tmp_path / f"i.{ending}") == ItemsSummary(2052, 2052, 2, 2, 0)
+    assert validate_items(tmp_path / f"i.{ending}") == ItemsSummary(1161, 1161, 2, 2, 0)

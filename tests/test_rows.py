@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 from __future__ import annotations
 
 import json
@@ -257,7 +258,7 @@ def test_rows_that_do_not_fit(row: dict[str, Any], message: str) -> None:
 
 def test_unknown_rows_are_told_what_is_known() -> None:
     with pytest.raises(
-        ValueError, match="no known schema has the keys 'q', 'a'. Known are own: responses; RMB"
+        ValueError, match=r"no known schema has the keys 'q', 'a'\. Known are own: responses; RMB"
     ) as caught:
         items_from_row({"q": 1, "a": 2})
     assert all(name in str(caught.value) for name, _, _ in SCHEMAS)

@@ -49,7 +49,8 @@ def test_distribution(temperature: float, top_p: float) -> None:
     from scipy.stats import chisquare
 
     count = 20_000
-    tokens = pick(LOGITS, [UniformStream(seed)[0] for seed in range(count)], temperature, top_p)
+    stream = UniformStream(5)
+    tokens = pick(LOGITS, [stream[t] for t in range(count)], temperature, top_p)
     weights = np.exp(np.array(LOGITS) / temperature)
     weights /= weights.sum()
     if top_p < 1:  # 0.56 + 0.21 < 0.8, so the third (0.5) belongs to the nucleus and the fourth does not

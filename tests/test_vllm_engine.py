@@ -8,17 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tiny_models import build_checkpoint
 
-pytest.importorskip("torch", reason="the extra 'local' is not installed")
+pytest.importorskip("transformers", reason="the extra 'local' is not installed")
 
-from opengrm.engines.base import Request, Sampling  # noqa: E402
-from opengrm.engines.vllm import VLLMEngine  # noqa: E402
-from opengrm.errors import EngineError, MissingExtra  # noqa: E402
-from opengrm.items import Message  # noqa: E402
+from opengrm.engines.base import Request, Sampling
+from opengrm.engines.vllm import VLLMEngine
+from opengrm.errors import EngineError, MissingExtra
+from opengrm.items import Message
 
 END = 2
 
@@ -26,8 +26,8 @@ END = 2
 class StandIn:
     """Records how it is built and asked; answers seed 1 with [5, 6, end], other seeds with max_tokens times 7."""
 
-    made: list[dict[str, Any]]
-    asked: list[tuple[dict[str, Any], dict[str, Any]]]
+    made: ClassVar[list[dict[str, Any]]]
+    asked: ClassVar[list[tuple[dict[str, Any], dict[str, Any]]]]
 
     def __init__(self, **options: Any) -> None:
         from transformers import AutoTokenizer
@@ -59,8 +59,8 @@ class StandIn:
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     class Fresh(StandIn):
-        made = []
-        asked = []
+        made: ClassVar[list[dict[str, Any]]] = []
+        asked: ClassVar[list[tuple[dict[str, Any], dict[str, Any]]]] = []
 
     module: Any = ModuleType("vllm")
     module.LLM = Fresh

@@ -6,7 +6,7 @@ import datetime
 import decimal
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -44,7 +44,7 @@ def read_parquet(path: Path, name: str, report: Callable[[BadRow], None]) -> Ite
                 for row in batch.to_pylist():
                     where, index = f"{name}[{index}]", index + 1
                     try:
-                        plain = _plain(row)
+                        plain = {key: _plain(value) for key, value in row.items()}
                     except ValueError as error:
                         report(BadRow(where, str(error)))
                         continue
@@ -59,11 +59,11 @@ def read_parquet(path: Path, name: str, report: Callable[[BadRow], None]) -> Ite
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON would hold it."""
+    """The value as JSON would hold it. Objects lose their nulls: a column of objects has the keys of all rows."""
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     if isinstance(value, (datetime.date, datetime.time)):
@@ -102,10 +102,11 @@ class ParquetRows:
             self._set_aside()
 
     def _set_aside(self) -> None:
-        table = self._table(self._rows, None)
+        names = dict.fromkeys(key for row in self._rows for key in row)
         try:
+            table = self._arrow.table({name: [row.get(name) for row in self._rows] for name in names})
             self._schema = self._arrow.unify_schemas([self._schema, table.schema], promote_options="permissive")
-        except self._arrow.ArrowException as error:
+        except (self._arrow.ArrowException, OverflowError) as error:
             raise self._misfit(error) from error
         content = json.dumps(self._rows, ensure_ascii=False, allow_nan=False)
         self._spool.write(content.encode("utf-8") + b"\n")
@@ -119,7 +120,7 @@ class ParquetRows:
         schema = self._typed()
         with self._arrow.parquet.ParquetWriter(self._raw, schema) as writer:
             for line in self._spool:
-                writer.write_table(self._table(json.loads(line), schema))
+                writer.write_table(self._arrow.Table.from_pylist(json.loads(line), schema=schema))
 
     def _typed(self) -> Any:
         """The columns; one without a single value gets the type that a judgment's or a verdict's has, or text."""
@@ -137,12 +138,6 @@ class ParquetRows:
     def close(self) -> None:
         """Remove the temporary file."""
         self._spool.close()
-
-    def _table(self, rows: Iterable[dict[str, Any]], schema: Any) -> Any:
-        try:
-            return self._arrow.Table.from_pylist(rows, schema=schema)
-        except (self._arrow.ArrowException, OverflowError) as error:
-            raise self._misfit(error) from error
 
     def _misfit(self, error: Exception) -> OpenGRMError:
         message = " ".join(str(error).split())[:200]

@@ -204,7 +204,7 @@ def ppe_list(row: Row) -> list[Item]:
 
 def realmistake(row: Row) -> list[Item]:
     """ReaLMistake: `{"input", "llm_response", "error_label": "no_error", "metadata": {"id"}}`: reward 1 or 0."""
-    label = row.get("error_label", row.get("label"))
+    label = row.get("error_label") or row.get("label")
     if label not in ("error", "no_error"):
         raise ValueError(f"'error_label' is {label!r}, expected 'error' or 'no_error'")
     metadata = row.get("metadata")
