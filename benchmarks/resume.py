@@ -45,7 +45,7 @@ def judged(ledger: Path) -> int:
 def run_with_kills(
     words: list[str], ledger: Path, kills: int, total: int, rng: random.Random
 ) -> tuple[int, list[int]]:
-    """Run the command, SIGKILL it at random moments, resume until it finishes. Returns the kills and the counts then."""
+    """Run the command, SIGKILL it at random moments, resume until done. Returns the kills and the counts then."""
     counts: list[int] = []
     while True:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -103,7 +103,7 @@ CALLS: list[tuple[str, list[str], int, str]] = [
     ("a bad top_p", ["{items}", "--top-p", "0"], 2, "top_p is 0"),
     ("no base URL", ["{items}", "--engine", "openai", "--model", "m"], 2, "needs --base-url"),
     ("a base URL that is none", ["{items}", "--engine", "openai", "--base-url", "localhost"], 2, "base URL"),
-    ("a base URL for another", ["{items}", "--engine", "vllm", "--base-url", "http://x/v1"], 2, "--base-url goes with"),
+    ("base URL for another", ["{items}", "--engine", "vllm", "--base-url", "http://x/v1"], 2, "--base-url goes with"),
 ]  # fmt: skip
 
 FRONT = "{# opengrm\nname: mine\nlow: 1\nhigh: 10\nparse: boxed\nn: 2\n#}\n"

@@ -142,7 +142,7 @@ class PlainTransport:
         opening = loop.create_connection(lambda: Connection(loop, limit), self._host, self._port)
         try:
             _, connection = await asyncio.wait_for(opening, self._settings.connect_timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Unreachable(f"no connection within {self._settings.connect_timeout:g} s") from None
         except OSError as error:
             raise Unreachable(_reason(error)) from None
@@ -329,7 +329,7 @@ class HttpxTransport:
     async def post(self, body: bytes) -> Answer:
         try:
             return await asyncio.wait_for(self._stream(body), self._settings.timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise TimedOut(f"no answer within {self._settings.timeout:g} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
             raise Unreachable(_line(error)) from None

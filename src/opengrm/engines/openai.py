@@ -24,7 +24,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -115,7 +115,7 @@ class OpenAIEngine:
     def __repr__(self) -> str:
         return f"OpenAIEngine({self._model!r}, {list(self._urls)!r})"
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """Complete every sample of every request, in the order in which they finish.
 
         Closing the generator (or leaving its loop) cancels what is in flight.

@@ -69,7 +69,7 @@ class OpenVINOEngine:
     ) -> None:
         try:
             import numpy
-            import openvino  # type: ignore[import-untyped, unused-ignore]
+            import openvino
             import openvino_genai
         except ImportError:
             raise MissingExtra("the openvino engine", "openvino") from None

@@ -178,11 +178,6 @@ class TransformersEngine:
         )
 
 
-def _drained(waiting: list[Completion]) -> Iterator[Completion]:
-    while waiting:
-        yield waiting.pop(0)
-
-
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
     """Without transformers' progress bars, which would get into the way of the caller's own."""
