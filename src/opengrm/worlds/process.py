@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from opengrm.items import Item
 from opengrm.judgments import own_order
 from opengrm.templates.compact import Compact
+from opengrm.voting.correctness import correct, label_of
 from opengrm.worlds.english import CRITERIA, meets
 from opengrm.worlds.rubric import query_of
 
@@ -116,7 +117,8 @@ def measure(item: Item, order: Sequence[int], text: str, template: Compact | Non
         sum(weights.get(name, 0) for name, found in findings if found) == total
         for findings, total in zip(reading.findings, reading.totals, strict=True)
     ]
-    correct = _correct(item, own_order(scores, order))
+    label = label_of(item)
+    verdict = None if label is None else correct(own_order(scores, order), label)
     exact = written == true
     complete = all(tuple(name for name, _ in f) == tuple(weights) for f in reading.findings)
     return Process(
@@ -126,18 +128,9 @@ def measure(item: Item, order: Sequence[int], text: str, template: Compact | Non
         principles_exact=exact if written_names else None,
         critique_accuracy=sum(checked) / len(checked),
         sums_right=sum(sums) / len(sums) if written_names else None,
-        correct=correct,
-        sound=correct and exact and complete and all(checked) and all(sums),
+        correct=verdict,
+        sound=verdict and exact and complete and all(checked) and all(sums),
     )
-
-
-def _correct(item: Item, scores: Sequence[float]) -> bool | None:
-    """Eq. 10 of the method: the labelled best strictly on top, or the single score equal to the label."""
-    if item.n == 1:
-        return None if item.rewards is None else scores[0] == item.rewards[0]
-    if item.label is None:
-        return None
-    return all(scores[item.label] > s for i, s in enumerate(scores) if i != item.label)
 
 
 @dataclass(frozen=True, slots=True)
