@@ -45,6 +45,7 @@ FORMS: tuple[tuple[float, Compact], ...] = (
 )
 BINARY_SHARE = 0.5  # of the single responses
 EXERCISES = {"read": 1.0, "clean": 0.25, "faulty": 0.15}  # share of reading practice in each stage
+NAMING_SHARE = 0.3  # of the exercises
 POOL = 20  # batches sorted by length together
 NUMBER_WEIGHT = 3.0  # of a number's loss: sums and boxed scores are few tokens and the last thing to be learned
 WIDTH = 16  # lengths in a batch are padded to a multiple of this
@@ -134,7 +135,7 @@ def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str
     first_seed = 1000 + 3 * seed + ("read", "clean", "faulty").index(stage)
     for item in generate_items(count, seed=first_seed, split="train", n="mixed", principles=True, reference=True):
         if rng.random() < EXERCISES[stage]:
-            yield exercise(item.only(0) if rng.random() < 0.5 else item)
+            yield exercise(rng, item.only(0) if stage == "read" or rng.random() < 0.5 else item)
             continue
         template = rng.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
         if item.n == 1:
@@ -147,13 +148,24 @@ def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str
         yield template.render(item, order)[0].content, teacher.judge(rng, item, order, template)
 
 
-def exercise(item: Item) -> tuple[str, str]:
-    """Reading practice: every criterion for every response. No template asks for it, so no judgment looks like it."""
-    prompt = Compact().render(item, range(item.n))[0].content.replace("\nJudge by criteria.", "\nCheck all.")
-    topic = query_of(item).topic
+def exercise(rng: random.Random, item: Item) -> tuple[str, str]:
+    """Practice of one skill. No template asks for it, so no judgment looks like it.
+
+    Naming: which criteria does this query have? Checking: which of these criteria, in any order, does the text meet?
+    """
+    query = query_of(item)
+    if rng.random() < NAMING_SHARE:
+        principles = ", ".join(f"{name} {weight}" for name, weight in query.criteria)
+        return f"Query: {item.prompt[0].content}\nName criteria.", principles
+    names = rng.sample(CRITERIA, rng.randint(5, len(CRITERIA)))
+    prompt = (
+        Compact()
+        .render(item, range(item.n))[0]
+        .content.replace("\nJudge by criteria.", f"\nCheck {', '.join(names)}.")
+    )
     lines = []
     for position, text in enumerate(item.responses, 1):
-        found = ", ".join(f"{c} {'yes' if meets(c, text, topic) else 'no'}" for c in CRITERIA)
+        found = ", ".join(f"{c} {'yes' if meets(c, text, query.topic) else 'no'}" for c in names)
         lines.append(f"[{position}] {found}")
     return prompt, "\n".join(lines)
 
@@ -268,14 +280,14 @@ def train(
             optimizer.zero_grad()
         findings_L = (targets_L == yes) | (targets_L == no)
         said_yes_L = logits_LV[:, yes] > logits_LV[:, no]
-        right.append((said_yes_L == (targets_L == yes))[findings_L].float().mean().item())
+        right += (said_yes_L == (targets_L == yes))[findings_L].tolist()
         losses.append(losses_L.mean().item())
         seen += ids_BT.numel()
-        if step % 50 == 0:
+        if step % 100 == 0:
             seconds = time.time() - started
             print(
-                f"{stage} {step}: loss {sum(losses) / 50:.3f}, findings {sum(right) / 50:.3f}, "
-                f"{seconds:.0f} s, {seen / seconds:.0f} tokens/s",
+                f"{stage} {step}: loss {sum(losses) / len(losses):.3f}, "
+                f"findings {sum(right) / max(1, len(right)):.3f}, {seconds:.0f} s, {seen / seconds:.0f} tokens/s",
                 flush=True,
             )
             losses, right = [], []
