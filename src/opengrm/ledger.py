@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from opengrm.errors import OpenGRMError, UsageError
 from opengrm.items import content_hash
@@ -32,6 +32,13 @@ CREATE TABLE judgments (
 CREATE INDEX by_item ON judgments (item);
 """
 _IN_ORDER = "ORDER BY item, model, template, temperature, sample, key"
+
+
+class Added(NamedTuple):
+    """What became of rows that were put: new ones, and those that were there (or came twice) and were replaced."""
+
+    new: int
+    known: int
 
 
 class Ledger:
@@ -114,18 +121,27 @@ class Ledger:
         with self._explained():
             self._db.execute(_INSERT, _record(judgment, seconds))
 
-    def put_all(self, judgments: Iterable[Judgment]) -> int:
-        """Keep many judgments in one transaction; returns how many rows the ledger gained."""
-        before = len(self)
+    def put_all(self, judgments: Iterable[Judgment], run: str | None = None) -> Added:
+        """Keep many judgments in one transaction.
+
+        Args:
+            judgments: those without a key (imports) get one from their content, so that a file read twice counts once.
+            run: name of the run that they come from; goes into those keys. Minimal votes of two runs are often equal
+                in every word: without a name the second run would be taken for the first read again.
+        """
+        before, rows = len(self), 0
         with self._explained():
             self._db.execute("BEGIN")
             try:
-                self._db.executemany(_INSERT, (_record(j, None) for j in judgments))
+                for judgment in judgments:
+                    rows += 1
+                    self._db.execute(_INSERT, _record(judgment, None, run))
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
-        return len(self) - before
+        new = len(self) - before
+        return Added(new, rows - new)
 
     def get(self, keys: Sequence[str], item: str) -> dict[str, Judgment]:
         """The judgments kept under these keys, for item id `item`; transient failures are left out.
@@ -187,10 +203,10 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 _INSERT = "INSERT OR REPLACE INTO judgments VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
 
-def _record(judgment: Judgment, seconds: float | None) -> tuple[Any, ...]:
+def _record(judgment: Judgment, seconds: float | None, run: str | None = None) -> tuple[Any, ...]:
     row: Mapping[str, Any] = judgment.to_json()
     if judgment.key is None:
-        row = {**row, "key": "import:" + content_hash(row)}
+        row = {**row, "key": "import:" + (content_hash(row) if run is None else content_hash(row, run))}
     return (
         row["key"], judgment.item, judgment.sample, judgment.model, judgment.template, judgment.temperature,
         judgment.error_kind, judgment.prompt_tokens, judgment.completion_tokens, seconds, _encode(row),
