@@ -202,6 +202,24 @@ def test_finish_reasons_and_odd_contents(serve: Any, engine: Any) -> None:
     assert (done[0, 4].prompt_tokens, done[0, 4].completion_tokens) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        ("stop", "stop"), (None, "stop"), ("eos", "stop"), ("tool_calls", "stop"), ("function_call", "stop"),
+        ("length", "length"), ("abort", "error"), ("error", "error"), (["x"], "error"), ("a\nb" * 100, "error"),
+    ],
+)  # fmt: skip
+def test_a_text_that_the_server_broke_off_is_an_error(reason: Any, finish: str) -> None:
+    body = {"choices": [{"message": {"content": "half a judg"}, "finish_reason": reason}]}
+    (choice,) = read_answer(json.dumps(body).encode())
+    assert choice.finish == finish
+    assert (choice.error is not None) == (finish == "error")
+    if choice.error is not None:
+        assert choice.error.startswith("server: it ended the text with finish_reason ")
+        assert "\n" not in choice.error
+        assert len(choice.error) < 150
+
+
 def test_token_counts_of_groups_without_logprobs() -> None:
     body = {
         "choices": [
@@ -329,6 +347,90 @@ def test_retry_after_is_honoured(serve: Any, engine: Any, value: str) -> None:
     assert times[1] - times[0] >= (0.9 if value == "date" else 0.3)  # a date has whole seconds
 
 
+def _allowing(per_second: float, burst: int, status: int = 429, **headers: str) -> Callable[[int, Body], Fault | None]:
+    """A server that answers so many requests a second, and refuses the others."""
+    tokens, last = float(burst), time.monotonic()
+
+    def fault(number: int, body: Body) -> Fault | None:
+        nonlocal tokens, last
+        now = time.monotonic()
+        tokens, last = min(burst, tokens + (now - last) * per_second), now
+        if tokens < 1:
+            return failure(status, "rate limit reached", **headers)
+        tokens -= 1
+        return None
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [(429, {}), (429, {"Retry_After": "0.2"}), (429, {"Retry_After": "0"}), (503, {"Retry_After": "0.2"})],
+)
+def test_a_rate_limit_loses_nothing(serve: Any, engine: Any, status: int, headers: dict[str, str]) -> None:
+    server = serve(fault=_allowing(40, 5, status, **headers))
+    done = run(engine(server, concurrency=64, retries=1), requests(80))
+    assert [c.error for c in done.values()] == [None] * 80
+
+
+def test_a_busy_server_is_asked_for_fewer_at_once_until_it_has_recovered(serve: Any, engine: Any) -> None:
+    """Four slots, 429 for whatever else comes, then forty."""
+    slots = 4
+    server = serve(latency=0.02)
+    refused = []
+
+    def fault(number: int, body: Body) -> Fault | None:
+        refused.append(server.in_flight > slots)
+        return Fault(failure(429, "no slot").raw, delay=-server.latency) if refused[-1] else None
+
+    server.fault = fault
+    eng = engine(server, concurrency=32)
+    assert all(c.error is None for c in run(eng, requests(500)).values())
+    assert sum(refused) < 250
+    slots, server.most_in_flight = 40, 0
+    assert all(c.error is None for c in run(eng, requests(1500)).values())
+    assert server.most_in_flight > 20
+
+
+def test_a_server_that_is_only_ever_busy_is_given_up(serve: Any, engine: Any) -> None:
+    server = serve(fault=lambda number, body: failure(429, "quota used up") if number >= 5 else None)
+    start = time.monotonic()
+    with pytest.raises(EngineError, match=r"no server has worked for .*HTTP 429: quota used up.*can be resumed"):
+        run(engine(server, dead_after=0.5), requests(100))
+    assert time.monotonic() - start < 5
+
+
+def test_answers_in_the_making_keep_a_busy_server_in_use(serve: Any, engine: Any) -> None:
+    """Four slots with long answers and 429 for the rest: neither lost, nor taken for a server that does not work."""
+    server = serve()
+
+    def fault(number: int, body: Body) -> Fault | None:
+        if server.in_flight > 4:
+            return failure(429, "no slot")
+        answer = reply(200, chat_completion(body, echo, n=1, logprobs=False))
+        return Fault(answer.raw, delay=0.6)
+
+    server.fault = fault
+    done = run(engine(server, dead_after=0.3, retries=0), requests(10))
+    assert [c.error for c in done.values()] == [None] * 10
+
+
+def test_waiting_requests_do_not_come_back_at_the_same_instant(
+    serve: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "EASE", 1.0)
+    times: list[float] = []
+
+    def fault(number: int, body: Body) -> Fault | None:
+        times.append(time.monotonic())
+        return failure(429, "slow down", Retry_After="1") if number < 40 else None
+
+    run(engine(serve(fault=fault), concurrency=40), requests(40))
+    back = sorted(times[40:])
+    assert back[0] - times[0] >= 1
+    assert back[-1] - back[0] > 0.1
+
+
 def test_retry_after_values() -> None:
     assert retry_after("7") == 7
     assert retry_after("-1") == 0
@@ -368,6 +470,127 @@ def test_too_long_prompts_are_recognised(serve: Any, engine: Any, message: str) 
     done = run(engine(server), requests(20))
     assert all(c.error is not None and c.error.startswith("too_long: HTTP 400: ") for c in done.values())
     assert len(done) == 20
+
+
+@pytest.mark.parametrize(
+    ("message", "limits"),
+    [
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 1000. This model's maximum context length is 4096 "
+            "tokens and your request has 3500 input tokens (1000 > 4096 - 3500).",
+            [1000, 596],
+        ),
+        (
+            "This model's maximum context length is 4096 tokens. However, you requested 4500 tokens (3500 in the "
+            "messages, 1000 in the completion). Please reduce the length of the messages or completion.",
+            [1000, 596],
+        ),
+        (
+            "Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total "
+            "of 4500 tokens: 3500 tokens from the input messages and 1000 tokens for the completion.",
+            [1000, 596],
+        ),
+        (
+            "This model's maximum context length is 4096 tokens. However, you requested 1000 output tokens and your "
+            "prompt contains at least 3097 input tokens, for a total of at least 4097 tokens. Please reduce the "
+            "length of the input prompt or the number of requested output tokens.",
+            [1000, 500],
+        ),
+    ],
+)
+def test_a_limit_that_does_not_fit_behind_the_prompt_is_lowered(
+    serve: Any, engine: Any, message: str, limits: list[int]
+) -> None:
+    server = serve(fault=lambda number, body: failure(400, message) if body["max_tokens"] > 596 else None)
+    done = run(engine(server), requests(1, sampling=Sampling(max_tokens=1000)))
+    assert done[0, 0].error is None
+    assert [b["max_tokens"] for b in server.bodies] == limits
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"), [("4200 input tokens", 1), ("4096 input tokens", 1), ("at least 3097 input tokens", 6)]
+)
+def test_a_prompt_without_room_is_too_long(serve: Any, engine: Any, prompt: str, asked: int) -> None:
+    message = f"This model's maximum context length is 4096 tokens and your request has {prompt}"
+    server = serve(fault=lambda number, body: failure(400, message))
+    done = run(engine(server), requests(1, sampling=Sampling(max_tokens=1000)))
+    assert str(done[0, 0].error).startswith("too_long: HTTP 400: ")
+    assert server.asked == asked
+
+
+def test_a_server_that_names_ever_less_room_is_not_asked_for_ever(serve: Any, engine: Any) -> None:
+    def fault(number: int, body: Body) -> Fault:
+        room = body["max_tokens"] - 1
+        return failure(400, f"maximum context length is {3000 + room} tokens, 3000 input tokens")
+
+    server = serve(fault=fault)
+    done = run(engine(server), requests(1, sampling=Sampling(max_tokens=1000)))
+    assert str(done[0, 0].error).startswith("too_long")
+    assert server.asked <= 13
+
+
+def _newer_openai(number: int, body: Body) -> Fault | None:
+    text = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    return failure(400, text) if "max_tokens" in body else None
+
+
+def _mistral(number: int, body: Body) -> Fault | None:
+    detail = [
+        {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": 5}
+    ]
+    return reply(422, {"object": "error", "message": {"detail": detail}}) if "seed" in body else None
+
+
+def test_a_server_that_wants_max_completion_tokens_gets_them(serve: Any, engine: Any) -> None:
+    server = serve(fault=_newer_openai)
+    eng = engine(server, concurrency=4)
+    with pytest.warns(RuntimeWarning, match="does not take max_tokens: max_completion_tokens is sent") as caught:
+        done = run(eng, requests(10, k=2))
+    assert len(caught) == 1
+    assert all(c.error is None for c in done.values())
+    assert server.asked <= 20 + 4  # learnt once
+    assert {k: v for k, v in server.bodies[-1].items() if "max" in k} == {"max_completion_tokens": 32}
+
+
+def test_a_server_that_knows_no_seed_is_sent_none(serve: Any, engine: Any) -> None:
+    server = serve(fault=lambda number, body: _mistral(number, body) or _newer_openai(number, body))
+    eng = engine(server, concurrency=1)
+    with pytest.warns(RuntimeWarning, match="does not take"):
+        done = run(eng, requests(5))
+    assert all(c.error is None for c in done.values())
+    assert server.asked == 7
+    assert "seed" not in server.bodies[-1]
+    assert [note.partition(" does ")[2] for note in eng.notes] == [
+        "not take a seed: its samples cannot be repeated", "not take max_tokens: max_completion_tokens is sent"
+    ]  # fmt: skip
+
+
+def test_seed_and_limit_can_be_dropped(serve: Any, engine: Any) -> None:
+    server = serve()
+    extra = {"seed": None, "max_tokens": None, "max_completion_tokens": 9}
+    run(engine(server, extra_body=extra), requests(1))
+    assert "seed" not in server.bodies[0]
+    assert {k: v for k, v in server.bodies[0].items() if "max" in k} == {"max_completion_tokens": 9}
+
+
+def test_what_changes_the_text_is_in_the_models_identity(serve: Any, engine: Any) -> None:
+    server = serve()
+
+    def name(**options: Any) -> str:
+        return str(engine(server, **options).model)
+
+    assert name() == name(extra_body={}, concurrency=3) == "judge"
+    names = [
+        name(use_n=True),
+        name(extra_body={"top_k": 20}),
+        name(extra_body={"top_k": 5}),
+        name(extra_body={"seed": None}),
+    ]
+    assert len({*names, "judge"}) == 5
+    assert all(n.startswith("judge+") for n in names)
+    assert name(extra_body={"a": 1, "b": 2}) == name(extra_body={"b": 2, "a": 1})
+    run(engine(server, use_n=True), requests(1))
+    assert server.bodies[0]["model"] == "judge"
 
 
 def test_a_hanging_request_times_out_alone(serve: Any, engine: Any) -> None:
@@ -463,6 +686,46 @@ def test_refusals_of_the_whole_run_stop_it(serve: Any, engine: Any, status: int,
     with pytest.raises(EngineError, match=f"HTTP {status}: .*{words}") as caught:
         run(engine(server, api_key="sk-secret"), requests(100))
     assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refused_prompt_is_that_samples_error_once_the_server_has_worked(
+    serve: Any, engine: Any, status: int
+) -> None:
+    server = serve(fault=lambda number, body: failure(status, "flagged") if body["seed"] == 500 else None)
+    done = run(engine(server, concurrency=1), requests(10))
+    assert {key: c.error for key, c in done.items() if c.error} == {(5, 0): f"server: HTTP {status}: flagged"}
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_server_that_lost_key_or_model_stops_the_run(serve: Any, engine: Any, status: int) -> None:
+    server = serve(fault=lambda number, body: failure(status, "no such thing") if number >= 5 else None)
+    with pytest.raises(EngineError, match=f"HTTP {status}: no such thing"):
+        run(engine(server, concurrency=1), requests(100))
+
+
+def test_a_url_that_refuses_everything_is_left_out(serve: Any, engine: Any) -> None:
+    good, bad = serve(latency=0.002), serve(fault=lambda number, body: failure(404, "no such model"))
+    eng = engine(bad, good, concurrency=4)
+    with pytest.warns(RuntimeWarning, match="is left out: HTTP 404: no such model .check --base-url"):
+        done = run(eng, requests(50))
+    assert all(c.error is None for c in done.values())
+    assert bad.asked <= 4
+
+
+def test_a_busy_start_is_not_garbage(serve: Any, engine: Any) -> None:
+    """The first good answer comes after many a 429 and 503 that ran out of tries."""
+    server = serve()
+
+    def fault(number: int, body: Body) -> Fault:
+        if number % 40:
+            return failure(503, "overloaded")
+        return Fault(reply(200, chat_completion(body, echo, n=1, logprobs=False)).raw, delay=0.5)
+
+    server.fault = fault
+    done = run(engine(server, retries=0, concurrency=40), requests(80))
+    assert sum(c.error is None for c in done.values()) == 2
+    assert len(done) == 80
 
 
 def test_a_dead_server_stops_the_run_soon(engine: Any) -> None:
@@ -561,6 +824,14 @@ def test_every_form_of_body_in_any_pieces(serve: Any, engine: Any, form: str, pi
     assert [done[i, 0].text for i in range(2)] == ["seed 0 choice 0", "seed 100 choice 0"]
 
 
+def test_percent_signs_in_url_and_key_are_only_text(serve: Any, engine: Any) -> None:
+    server = serve()
+    done = run(engine(f"http://127.0.0.1:{server.port}/a%20b/%s/v1", api_key="k%d%"), requests(1))
+    assert done[0, 0].error is None
+    assert server.heads[0].startswith("post /a%20b/%s/v1/chat/completions ")
+    assert "bearer k%d%" in server.heads[0]
+
+
 def test_a_proxy_of_the_environment_is_used(serve: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through httpx; the fake server plays the proxy and sees the whole URL."""
     proxy = serve(text=echo)
@@ -639,7 +910,8 @@ def test_the_key_comes_from_the_environment(serve: Any, engine: Any, monkeypatch
     "options",
     [
         {"concurrency": 0}, {"timeout": 0.0}, {"retries": -1}, {"extra_body": {"n": 3}},
-        {"extra_body": {"stream": True}}, {"max_response_bytes": 0},
+        {"extra_body": {"stream": True}}, {"max_response_bytes": 0}, {"extra_body": {"seed": 5}},
+        {"extra_body": {"max_tokens": "many"}}, {"extra_body": {"x": {1}}},
     ],
 )  # fmt: skip
 def test_options_that_cannot_work(options: dict[str, Any]) -> None:
