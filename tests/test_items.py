@@ -96,10 +96,8 @@ def test_labels() -> None:
 
 def test_labels_of_a_data_frame_with_missing_ones(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
     columns = {"prompt": ["p", "q", "r"], "responses": [["a", "b"]] * 3, "best": [1.0, float("nan"), None]}
-    arrow.parquet.write_table(arrow.table(columns), tmp_path / "i.parquet")
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), tmp_path / "i.parquet")
     assert [item.best for item in read_items(tmp_path / "i.parquet")] == [1, None, None]
     assert item_from_json({"prompt": "p", "responses": ["a", "b"], "best": 1.0}).best == 1
     with pytest.raises(ValueError, match=r"'best' must be an index, not 0\.5"):

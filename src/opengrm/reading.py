@@ -18,14 +18,16 @@ from opengrm.verdicts import Verdict
 T = TypeVar("T")
 
 
-def read_located_items(path: str | Path, on_bad: OnBad | None = None) -> Iterator[tuple[str, Item]]:
-    """The items of a file with their places, in any schema of `rows.py`; errors as in `jsonl.read_rows`.
+def read_located_items(
+    path: str | Path, on_bad: OnBad | None = None, *, name: str | None = None
+) -> Iterator[tuple[str, Item]]:
+    """The items of a file with their places, in any schema of `rows.py`; arguments and errors as in `jsonl.read_rows`.
 
     A second item with an id that was there with other content is bad: verdicts could not be told apart. The same id
     with the same content is read again.
     """
     seen = _Seen()
-    for where, item in _typed(path, items_from_row, on_bad):
+    for where, item in _typed(path, items_from_row, on_bad, name):
         if item.id != item.key and seen.clashes(item.id, item.key):
             _report(BadRow(where, f"the id {item.id!r} was there before with other content"), on_bad)
             continue
@@ -66,8 +68,10 @@ def write_verdicts(path: str | Path, verdicts: Iterable[Verdict]) -> int:
     return write_rows(path, (verdict.to_json() for verdict in verdicts))
 
 
-def _typed(path: str | Path, convert: Callable[[Row], list[T]], on_bad: OnBad | None) -> Iterator[tuple[str, T]]:
-    for where, row in read_rows(path, on_bad):
+def _typed(
+    path: str | Path, convert: Callable[[Row], list[T]], on_bad: OnBad | None, name: str | None = None
+) -> Iterator[tuple[str, T]]:
+    for where, row in read_rows(path, on_bad, name=name):
         try:
             values = convert(row)
         except ValueError as error:

@@ -111,6 +111,11 @@ class Summary:
         self._singles.graded = self._singles.graded or label not in (0, 1)
         self._singles.add(earned, 0.5, item.cluster)
 
+    @property
+    def singles_undecided(self) -> bool:
+        """Whether the vote on some single response decided nothing, so that they have no accuracy."""
+        return self._singles.open
+
     def to_json(self) -> dict[str, Any]:
         """The figures of the run as one JSON object."""
         valid = self.judgments - sum(self.missing.values())
@@ -126,7 +131,7 @@ class Summary:
             "accuracy_valid_only": self._ranked.valid(),
             "accuracy_singles": self._singles.at_chance(),
             "accuracy_singles_valid_only": self._singles.valid(),
-            "singles_undecided": self._singles.open,
+            "singles_undecided": self.singles_undecided,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "tokens_per_judgment": (
