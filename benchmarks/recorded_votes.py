@@ -35,7 +35,10 @@ PICTURED = "amel_pilot_fresh"
 def main(data: Path) -> None:
     rows: list[dict[str, Any]] = []
     results = ROOT / "results"
-    head = "95 % intervals clustered by item. Missing judgments have no vote; items without a vote count at chance."
+    head = (
+        "95 % intervals clustered by item. Missing judgments have no vote; items without a vote count at chance,"
+        ' except under "valid only".'
+    )
     page = [f"# Votes that others recorded\n\n{head}\n"]
     with tempfile.TemporaryDirectory() as folder:
         convert = [sys.executable, str(ROOT / "examples" / "convert_recorded.py"), str(data), folder]
