@@ -263,6 +263,7 @@ def main() -> None:
     if options.serve_gguf:
         serve_gguf(options.serve_gguf, options.port, options.threads)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `started` ends its server
     model = nano_path() if options.model == "nano" else Path(options.model)
     items = pairs(options.pairs)
     reference = greedy_texts(open_engine("transformers", str(model), dtype="float32"), items, options.max_tokens)
