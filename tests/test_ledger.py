@@ -24,6 +24,16 @@ MISSING = Judgment(item="q1", scores=None, error="wrong_count: 1 score for 2 res
 LATE = Judgment(item="q1", scores=None, error="timeout: no answer in 5 s", sample=2, key="k2", model="m")
 
 
+def test_a_new_ledger_opened_by_several_processes_at_once(tmp_path: Path) -> None:
+    code = "import sys; from opengrm.ledger import Ledger; sys.stdin.read(); Ledger(sys.argv[1]).close()"
+    words = [sys.executable, "-c", code, str(tmp_path / "l.db")]
+    openers = [subprocess.Popen(words, stdin=subprocess.PIPE) for _ in range(4)]
+    for opener in openers:  # all wait for the end of their input, which comes at about the same moment
+        assert opener.stdin is not None
+        opener.stdin.close()
+    assert [opener.wait() for opener in openers] == [0, 0, 0, 0]
+
+
 def test_what_is_put_comes_back_equal(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.db") as ledger:
         for judgment in (MISSING, ONE):

@@ -23,14 +23,14 @@ from opengrm.judgments import TRANSIENT_ERRORS, Judgment, judgment_from_json
 
 FORMAT = 1
 _APPLICATION_ID = 0x47524D31  # "GRM1": tells our files from other SQLite files
-_SCHEMA = """
-CREATE TABLE judgments (
+_SCHEMA = (
+    """CREATE TABLE judgments (
     key TEXT NOT NULL, item TEXT NOT NULL, sample INTEGER NOT NULL, model TEXT, template TEXT, temperature REAL,
     error_kind TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, seconds REAL, row TEXT NOT NULL,
     PRIMARY KEY (key, item)
-);
-CREATE INDEX by_item ON judgments (item);
-"""
+)""",
+    "CREATE INDEX by_item ON judgments (item)",
+)
 _IN_ORDER = "ORDER BY item, model, template, temperature, sample, key"
 
 
@@ -77,16 +77,25 @@ class Ledger:
         self._db.execute("PRAGMA synchronous=NORMAL")
         # The disk is waited for at checkpoints only: every 32 MiB of log instead of SQLite's 4.
         self._db.execute("PRAGMA wal_autocheckpoint=8000")
-        if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            self._db.executescript(
-                f"BEGIN;{_SCHEMA}PRAGMA application_id={_APPLICATION_ID};PRAGMA user_version={FORMAT};COMMIT;"
-            )
+        if self._empty():
+            self._db.execute("BEGIN IMMEDIATE")
+            if self._empty():  # looked at again: another process may have been quicker
+                for statement in (
+                    *_SCHEMA,
+                    f"PRAGMA application_id={_APPLICATION_ID}",
+                    f"PRAGMA user_version={FORMAT}",
+                ):
+                    self._db.execute(statement)
+            self._db.execute("COMMIT")
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if application != _APPLICATION_ID:
             raise UsageError(f"{self.path}: an SQLite file, but not a ledger of OpenGRM")
         if version != FORMAT:
             raise UsageError(f"{self.path}: ledger format {version}, this OpenGRM reads format {FORMAT}")
+
+    def _empty(self) -> bool:
+        return not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
