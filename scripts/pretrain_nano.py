@@ -7,9 +7,8 @@ One process a core: two processes of one thread are nearly twice as fast as one 
 
 A page from top to bottom: tokenizer, model, streamed transcripts, three stages, a greedy check on dev pairs,
 checkpoint. The stages: "read" practises reading every criterion of every response; "clean" learns to judge from a
-flawless teacher; "faulty" learns the faults of
-`opengrm.worlds.teacher`. Every stage starts from the checkpoint that the one before it wrote, so `--first faulty`
-repeats the last stage alone and ends where a whole run ends.
+flawless teacher; "faulty" learns the faults of `opengrm.worlds.teacher`. Every stage starts from the checkpoint that
+the one before it wrote, so `--first faulty` repeats the last stage alone and ends where a whole run ends.
 """
 
 from __future__ import annotations
@@ -158,7 +157,7 @@ def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str
     first_seed = 1000 + 3 * seed + ("read", "clean", "faulty").index(stage)
     for item in generate_items(count, seed=first_seed, split="train", n="mixed", principles=True, reference=True):
         if rng.random() < EXERCISES[stage]:
-            yield exercise(rng, item.only(0) if rng.random() < (0.8 if stage == "hard" else 0.5) else item, stage)
+            yield exercise(rng, item.only(0) if rng.random() < 0.5 else item, stage)
             continue
         template = rng.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
         if item.n == 1:
