@@ -30,10 +30,11 @@ Reading the numbers:
     ("best"), the one with the highest median is taken first, then its ratios.
   - `ratio_generate_k32_long`: transformers / generate on the embedded model, 1,200 tokens, k = 32; `_short`: 300
     tokens; `_25m`: on the other model.
-  - `ratio_best_cpu_engine`: the best of OpenGRM's engines / the best of generate and llama.cpp, in the cell of
-    `ratio_generate_k32_long`. Our openvino engine is a scheduler over OpenVINO GenAI, so a lead here is OpenVINO's
-    merit. `ratio_best_cpu_engine_strict` counts openvino-genai by itself among the outside ones, too: it says what
-    our scheduling and per-sample seeds cost or gain. `..._lowest` is the lowest of its kind over all cells.
+  - `ratio_best_cpu_engine`: the best of OpenGRM's engines / the best of all others, in the cell of
+    `ratio_generate_k32_long`. OpenVINO GenAI used directly is one of the others: against it the ratio says what a
+    seed for every sample costs, since our openvino engine is that library with one request a sample instead of one a
+    prompt. `ratio_best_cpu_engine_lowest` is the lowest over all cells. `ratio_best_cpu_engine_besides_openvino`
+    leaves the library out.
   - `ratio_transformers_best`: the transformers engine alone / the fastest of all other engines, in the same cell.
   - Precision differs: q8_0 and f16 engines compute something slightly other than float32 ones do, and OpenVINO and
     llama.cpp keep keys and values in 8 or 16 bits. Speeds of rows of different precision compare deployments, not
@@ -439,23 +440,24 @@ def headline_of(rows: list[Row], models: Sequence[str]) -> dict[str, float]:
     shapes = shapes_of(rows)
     longest = shapes[-1]
     found: dict[str, float | None] = {}
-    strict = {}
+    against_all = {}
     for model in models:
         suffix = "" if model == models[0] else "_25m"
         for length, k in shapes:
             cell = cell_rows(rows, model, length, k)
-            strict[model, length, k] = compare(cell, is_ours, lambda r: not r["ours"])
+            against_all[model, length, k] = compare(cell, is_ours, lambda r: not r["ours"])
             kind = f"k{k}_{'long' if length == longest[0] else 'short'}{suffix}"
             found[f"ratio_generate_{kind}"] = compare(cell, is_transformers, is_generate)
         cell = cell_rows(rows, model, *longest)
         outside = compare(cell, is_ours, lambda r: not r["ours"] and not is_library(r))
-        found[f"ratio_best_cpu_engine{suffix}"] = outside
-        found[f"ratio_best_cpu_engine_strict{suffix}"] = strict[model, *longest]
+        found[f"ratio_best_cpu_engine_besides_openvino{suffix}"] = outside
+        found[f"ratio_best_cpu_engine{suffix}"] = against_all[model, *longest]
         found[f"ratio_transformers_best{suffix}"] = compare(cell, is_transformers, lambda r: not is_transformers(r))
         theirs = best(cell, is_generate)
         if theirs and OURS in cell:
             found[f"ratio_peak_memory_generate_k32_long{suffix}"] = cell[OURS]["peak_mib"] / theirs["peak_mib"]
-    found["ratio_best_cpu_engine_strict_lowest"] = min((r for r in strict.values() if r is not None), default=None)
+    lowest = min((r for r in against_all.values() if r is not None), default=None)
+    found["ratio_best_cpu_engine_lowest"] = lowest
     order = ("ratio_generate_k32_long", "ratio_best_cpu_engine")
     return {key: found[key] for key in (*order, *sorted(found.keys() - set(order))) if found[key] is not None}  # type: ignore[misc]
 
