@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import BadRows, JsonOut, OnBad, Reduce, bad_rows, different_files, is_stream, print_table
+from opengrm.cli.options import (
+    REDUCE_HELP,
+    BadRows,
+    JsonOut,
+    OnBad,
+    Reduce,
+    bad_rows,
+    different_files,
+    is_stream,
+    print_table,
+)
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +40,7 @@ def vote(
     k: Annotated[
         str | None, typer.Option("-k", help="Numbers of votes, e.g. 1,2,4,8. Default: up to all recorded samples.")
     ] = None,
-    reduce: Annotated[Reduce, typer.Option(help="How judgments become a verdict.")] = "sum",
+    reduce: Annotated[Reduce, typer.Option(help=REDUCE_HELP)] = "sum",
     subsets: Annotated[
         Literal["auto", "all", "planned"],
         typer.Option(
@@ -39,7 +49,8 @@ def vote(
         ),
     ] = "auto",
     pool: Annotated[
-        bool, typer.Option("--pool", help="Let judgments of different models and templates vote together.")
+        bool,
+        typer.Option("--pool", help="Let judgments of different models, templates, settings or runs vote together."),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the verdicts over all recorded samples here.")
