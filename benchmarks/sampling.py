@@ -31,10 +31,10 @@ Reading the numbers:
   - `ratio_generate_k32_long`: transformers / generate on the embedded model, 1,200 tokens, k = 32; `_short`: 300
     tokens; `_25m`: on the other model.
   - `ratio_best_cpu_engine`: the best of OpenGRM's engines / the best of all others, in the cell of
-    `ratio_generate_k32_long`. OpenVINO GenAI used directly is one of the others: against it the ratio says what a
-    seed for every sample costs, since our openvino engine is that library with one request a sample instead of one a
-    prompt. `ratio_best_cpu_engine_lowest` is the lowest over all cells. `ratio_best_cpu_engine_besides_openvino`
-    leaves the library out.
+    `ratio_generate_k32_long`. OpenVINO GenAI used directly is one of the others: against it the ratio says what our
+    scheduling costs: one request a sample, each with a seed of its own, instead of one a prompt.
+    `ratio_best_cpu_engine_lowest` is the lowest over all cells. `ratio_best_cpu_engine_besides_openvino` leaves the
+    library out.
   - `ratio_transformers_best`: the transformers engine alone / the fastest of all other engines, in the same cell.
   - Precision differs: q8_0 and f16 engines compute something slightly other than float32 ones do, and OpenVINO and
     llama.cpp keep keys and values in 8 or 16 bits. Speeds of rows of different precision compare deployments, not

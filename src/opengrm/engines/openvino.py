@@ -148,8 +148,9 @@ class OpenVINOEngine:
                     yield from self._enqueue(request, ids, waiting)
                 while waiting and len(running) < self._max_batch:
                     sample = waiting.popleft()
-                    if any(other.ids == sample.ids and not other.handle.can_read() for other in running):
-                        behind[sample.ids].append(sample)
+                    siblings = [other for other in running if other.ids == sample.ids]
+                    if siblings and not any(other.handle.can_read() for other in siblings):
+                        behind[sample.ids].append(sample)  # nobody has read this prompt to its end yet
                         continue
                     self._start(sample)
                     running.append(sample)
@@ -157,7 +158,7 @@ class OpenVINOEngine:
                     return
                 with self._computing():
                     self._pipeline.step()
-                for sample in [s for s in running if s.ids in behind and s.handle.can_read()]:
+                for sample in [s for s in running if s.ids in behind and s.handle.can_read()] if behind else ():
                     waiting.extendleft(reversed(behind.pop(sample.ids, [])))
                 done = [s for s in running if s.handle.get_status() != self._genai.GenerationStatus.RUNNING]
                 if done:
