@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -300,7 +301,9 @@ def test_ctrl_c_keeps_what_was_judged_and_the_same_command_goes_on(items: Path, 
     with FakeServer(latency=0.2) as server:
         words = [w.format(items=items, out=out) for w in INTERRUPTED]
         words += ["--base-url", server.base_url, "--model", "m", "-k", "8", "--concurrency", "4", "-q"]
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
         while server.asked < 12 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

@@ -118,6 +118,9 @@ CALLS: list[tuple[str, list[str], int, str]] = [
     ("no base URL", ["{items}", "--engine", "openai", "--model", "m"], 2, "needs --base-url"),
     ("a base URL that is none", ["{items}", "--engine", "openai", "--base-url", "localhost"], 2, "base URL"),
     ("a file for one item by hand", ["--prompt", "p", "--response", "r", "-o", "v.jsonl"], 2, "with a file of items"),
+    ("a temperature of the sun", ["{items}", "--temperature", "1e300"], 2, "temperature is 1e+300"),
+    ("a folder as output", ["{items}", "-o", "."], 2, "is a folder"),
+    ("endless JSON", ["{items}", "--extra-body", "[" * 100_000], 2, "--extra-body"),
     ("base URL for another", ["{items}", "--engine", "vllm", "--base-url", "http://x/v1"], 2, "--base-url goes with"),
 ]  # fmt: skip
 

@@ -159,3 +159,27 @@ def test_a_kill_loses_at_most_the_judgment_in_flight(tmp_path: Path) -> None:
         kept = len(ledger)
     reported = len([s for s in said if s.strip()])
     assert reported <= kept <= reported + 1
+
+
+def test_a_damaged_row_is_named(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.db") as ledger:
+        ledger.put(ONE)
+    database = sqlite3.connect(tmp_path / "l.db")
+    database.execute("UPDATE judgments SET row = '{bad'")
+    database.commit()
+    database.close()
+    with Ledger(tmp_path / "l.db") as ledger:
+        with pytest.raises(OpenGRMError, match=r"l\.db: the judgment under key k0 is damaged"):
+            list(ledger.judgments())
+        with pytest.raises(OpenGRMError, match="key k0 is damaged"):
+            ledger.get(["k0"], "q1")
+
+
+def test_somebody_elses_database_is_left_as_it_was(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE t (x)")
+    other.close()
+    before = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(UsageError, match="not a ledger"):
+        Ledger(tmp_path / "other.db")
+    assert (tmp_path / "other.db").read_bytes() == before

@@ -73,6 +73,8 @@ class Ledger:
                 raise
 
     def _prepare(self) -> None:
+        if not self._empty():
+            self._check()  # before anything is changed: the file may be somebody else's
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         # The disk is waited for at checkpoints only: every 32 MiB of log instead of SQLite's 4.
@@ -87,12 +89,21 @@ class Ledger:
                 ):
                     self._db.execute(statement)
             self._db.execute("COMMIT")
+        self._check()
+
+    def _check(self) -> None:
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if application != _APPLICATION_ID:
             raise UsageError(f"{self.path}: an SQLite file, but not a ledger of OpenGRM")
         if version != FORMAT:
             raise UsageError(f"{self.path}: ledger format {version}, this OpenGRM reads format {FORMAT}")
+
+    def _read(self, key: str, row: str) -> Judgment:
+        try:
+            return judgment_from_json(json.loads(row))
+        except (ValueError, TypeError) as error:
+            raise OpenGRMError(f"{self.path}: the judgment under key {key} is damaged: {error}") from None
 
     def _empty(self) -> bool:
         return not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -165,7 +176,7 @@ class Ledger:
                 marks = ",".join("?" * len(part))
                 query = f"SELECT key, item, row FROM judgments WHERE key IN ({marks}) ORDER BY item = ?, item"
                 for key, owner, row in self._db.execute(query, (*part, item)):
-                    judgment = judgment_from_json(json.loads(row))
+                    judgment = self._read(key, row)
                     if judgment.error_kind in TRANSIENT_ERRORS:
                         continue
                     if owner == item:  # sorted last: the item's own row wins over another's
@@ -181,8 +192,8 @@ class Ledger:
         """All judgments, or those of one item, sorted by item, model, template, temperature, sample and key."""
         where, values = ("", ()) if item is None else ("WHERE item = ? ", (item,))
         with self._explained():
-            for (row,) in self._db.execute(f"SELECT row FROM judgments {where}{_IN_ORDER}", values):
-                yield judgment_from_json(json.loads(row))
+            for key, row in self._db.execute(f"SELECT key, row FROM judgments {where}{_IN_ORDER}", values):
+                yield self._read(key, row)
 
     def info(self) -> list[dict[str, Any]]:
         """One row for each model, template and temperature: items, judgments, missing by kind, tokens, seconds."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 
 EngineName = Literal["transformers", "openai", "vllm", "openvino"]
+MOST_VOTES = 100_000
 HAND, MODEL, SAMPLING, RUN = "One item by hand", "Model", "Sampling and voting", "Run"
 
 
@@ -150,7 +151,9 @@ def judge(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Judgments of each item.", rich_help_panel=SAMPLING)] = 8,
+    k: Annotated[
+        int, typer.Option("-k", min=1, max=MOST_VOTES, help="Judgments of each item.", rich_help_panel=SAMPLING)
+    ] = 8,
     temperature: Annotated[
         float | None,
         typer.Option(min=0.0, help="0 is greedy. Default: the paper's 0.5; 1.0 for nano.", rich_help_panel=SAMPLING),
@@ -238,6 +241,8 @@ def judge(
     from opengrm.judges.run import Summary, verdicts
     from opengrm.ledger import Ledger
 
+    if output is not None and (not output.name or output.is_dir()):
+        raise UsageError(f"--output {output}: is a folder, expected a file")
     if ledger is None and output is not None and not is_stream(output):
         ledger = output.with_name(bare_name(output) + ".ledger.db")
     different_files(

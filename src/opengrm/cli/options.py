@@ -91,7 +91,7 @@ def json_object(option: str, text: str | None) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{option} {text!r:.80} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UsageError(f"{option} {text!r:.80} is no JSON object, expected one such as '{{\"key\": false}}'")
@@ -109,9 +109,14 @@ def key_values(option: str, pairs: Sequence[str]) -> dict[str, Any] | None:
             raise UsageError(f"{option}: {key} is given twice")
         try:
             found[key] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[key] = text
     return found or None
+
+
+def printable(text: str) -> str:
+    """The text with control characters shown as a mark: what others wrote may not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]], *, empty: str = "nothing to show") -> None:
@@ -133,5 +138,5 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]], *, empty: str = "
     for position, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row.values()))
+        table.add_row(*(Text(printable(str(cell))) for cell in row.values()))
     console.print(table)

@@ -92,7 +92,7 @@ def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...] | None:
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else 0
 
 
 def _shown(body: bytes) -> str:

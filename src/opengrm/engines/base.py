@@ -8,12 +8,15 @@ seed, not on what else is in flight.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from opengrm.items import Message
+
+HOTTEST = 1000.0  # beyond it sampling is uniform for all purposes
+LEAST_TOP_P = 1e-6  # below it float32 may leave no token
+MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,12 @@ class Sampling:
         # 1 and 1.0, or 0.0 and -0.0, are the same setting: they must not give two keys.
         object.__setattr__(self, "temperature", float(self.temperature) + 0.0)
         object.__setattr__(self, "top_p", float(self.top_p))
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature}, expected a finite number, 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}, expected at least 1")
+        if not 0 <= self.temperature <= HOTTEST:
+            raise ValueError(f"temperature is {self.temperature}, expected a finite number, 0 (greedy) to {HOTTEST:g}")
+        if not LEAST_TOP_P <= self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected {LEAST_TOP_P:g} to 1")
+        if not 1 <= self.max_tokens <= MOST_TOKENS:
+            raise ValueError(f"max_tokens is {self.max_tokens}, expected 1 to {MOST_TOKENS}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,7 @@ class Connection(asyncio.Protocol):
             self._length = 0
         elif "content-length" in headers and not self._chunked:
             length = headers["content-length"]
-            if not (length.isascii() and length.isdigit()):
+            if not (length.isascii() and length.isdigit() and len(length) < 20):
                 raise Unreadable("the answer's Content-Length is not a number")
             self._length = int(length)
             self._check_size(self._length)
