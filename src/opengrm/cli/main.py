@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from opengrm import __version__
-from opengrm.cli import demo, export, judge, ledger, vote, world
+from opengrm.cli import demo, export, judge, ledger, train, vote, world
 from opengrm.errors import OpenGRMError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command(name="vote")(vote.vote)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(world.app, name="world")
 app.add_typer(export.app, name="export")
+app.add_typer(train.app, name="train")
 app.command(name="demo")(demo.demo)
 
 

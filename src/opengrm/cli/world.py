@@ -66,6 +66,21 @@ def generate(
 
 
 @app.command()
+def instructions(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the rows.")] = Path("-"),
+    count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many rows.")] = 1000,
+    split: SplitName = "train",
+    seed: Annotated[int, typer.Option(help="Another seed gives other rows.")] = 0,
+) -> None:
+    """Write instruction rows {"prompt", "completion", "task"} for `opengrm train rft --instructions`."""
+    from opengrm.jsonl import write_rows
+    from opengrm.worlds.instructions import generate_instructions
+
+    written = write_rows(output, generate_instructions(count, seed=seed, split=split))
+    typer.echo(f"{written:,} rows written to {output}", err=True)
+
+
+@app.command()
 def show(
     count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many items.")] = 3,
     responses: Responses = "2",
