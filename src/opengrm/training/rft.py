@@ -237,7 +237,7 @@ def _usable(items: Iterable[Item], part: _Pass, tally: Tally) -> Iterator[Item]:
         label, reason = label_of(item), None
         if label is None:
             reason = "no label"
-        elif part.single and not part.asked.low <= label <= part.asked.high:
+        elif part.single and not (part.asked.low <= label <= part.asked.high and label == int(label)):
             reason = "label out of range"
         else:
             try:

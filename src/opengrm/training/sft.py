@@ -20,7 +20,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from opengrm.training.stage import begin, read_json, write_json
 IGNORED = -100
 MODEL, CHECKPOINTS, METRICS = "model", "checkpoints", "metrics.jsonl"
 SETTINGS, SUMMARY = "train-settings.json", "train.json"
-DATA, RAW = "examples.arrow", "raw"  # gone when the run is done
+DATA, COUNTS, RAW = "examples.arrow", "examples.json", "raw"  # gone when the run is done
 OnStep = Callable[[int, Mapping[str, float]], None]
 
 # The engine's plain form for a tokenizer without a chat template (`engines/chat.py`), as a chat template.
@@ -131,6 +133,18 @@ def train(
     done = read_json(output / SUMMARY)
     if done is not None:
         return done
+    with _quietly():
+        figures = _train(model, rows, output, settings, on_step)
+    return {**begun, **figures}
+
+
+def _train(
+    model: str | Path,
+    rows: Callable[[], Iterable[Mapping[str, Any]]],
+    output: Path,
+    settings: SFTSettings,
+    on_step: OnStep | None,
+) -> dict[str, Any]:
     try:
         import accelerate
         import datasets
@@ -160,14 +174,13 @@ def train(
     # Data: token ids and labels in an Arrow file on disk, not in memory.
     with state.main_process_first():
         if not (output / DATA).exists():
-            counts = _encode(rows(), tokenizer, end, settings.max_length, output / DATA)
-            write_json(output / f"{DATA}.json", counts)
-    counts = read_json(output / f"{DATA}.json") or {}
+            _encode(rows(), tokenizer, end, settings.max_length, output / DATA)
+    counts = read_json(output / COUNTS) or {}
     dataset = datasets.Dataset.from_file(str(output / DATA))
 
     # The trainer.
-    accumulate, rest = divmod(settings.batch, settings.micro_batch * state.num_processes)
-    if rest:
+    micro_batch = min(settings.micro_batch, settings.batch // state.num_processes)
+    if not micro_batch or settings.batch % (micro_batch * state.num_processes):
         raise UsageError(
             f"a batch of {settings.batch} rows cannot be divided by {settings.micro_batch} rows a pass"
             f" x {state.num_processes} processes"
@@ -177,8 +190,8 @@ def train(
         output_dir=str(output / CHECKPOINTS),
         learning_rate=settings.learning_rate,
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=accumulate,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.batch // (micro_batch * state.num_processes),
         lr_scheduler_type=settings.schedule,
         warmup_steps=math.ceil(settings.warmup * settings.steps),
         weight_decay=settings.weight_decay,
@@ -217,7 +230,6 @@ def train(
     trainer.save_model(str(output / RAW))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     summary = {
-        **begun,
         **counts,
         "first_loss": losses[0],
         "last_loss": losses[-1],
@@ -227,15 +239,15 @@ def train(
     }
     if state.is_main_process:
         _write_model(output, folder, tokenizer, end, options)
-        write_json(output / SUMMARY, summary)
-        for name in (RAW, CHECKPOINTS, DATA):
+        write_json(output / SUMMARY, {**(read_json(output / SETTINGS) or {}), **summary})
+        for name in (RAW, CHECKPOINTS, DATA, COUNTS):
             _remove(output / name)
     state.wait_for_everyone()
     return summary
 
 
-def _encode(rows: Iterable[Mapping[str, Any]], tokenizer: Any, end: int, longest: int, path: Path) -> dict[str, int]:
-    """Token ids and labels of all rows into an Arrow file, which appears whole; returns counts."""
+def _encode(rows: Iterable[Mapping[str, Any]], tokenizer: Any, end: int, longest: int, path: Path) -> None:
+    """Token ids and labels of all rows into an Arrow file, which appears whole, behind the counts beside it."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
 
@@ -258,8 +270,8 @@ def _encode(rows: Iterable[Mapping[str, Any]], tokenizer: Any, end: int, longest
                 f"nothing to train on: all {counts['too_long']:,} rows are longer than {longest:,} tokens"
             )
         writer.finalize()
+    write_json(path.with_name(COUNTS), counts)
     os.replace(part, path)
-    return counts
 
 
 def encode(chat: ChatTokenizer, row: Mapping[str, Any], end: int) -> tuple[list[int], list[int]]:
@@ -320,6 +332,7 @@ def _reporter(metrics: Path, on_step: OnStep | None) -> Any:
                     file.write(json.dumps({"step": state.global_step, **self.last}) + "\n")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_log |= state.global_step == state.max_steps
             if on_step is not None and state.is_world_process_zero:
                 on_step(state.global_step, self.last)
 
@@ -377,6 +390,25 @@ def _write_model(output: Path, base: Path, tokenizer: Any, end: int, options: Ma
     tokenizer.save_pretrained(part)
     _remove(output / MODEL)
     os.replace(part, output / MODEL)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without progress bars of the libraries below, and without TRL's use of a name that transformers renames."""
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtra("training", "train") from None
+    logging: Any = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _remove(path: Path) -> None:
