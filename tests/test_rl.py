@@ -448,6 +448,19 @@ def test_lora_is_merged_into_an_ordinary_checkpoint(checkpoint: Path, tmp_path: 
     assert (output / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_trls_own_rollouts(checkpoint: Path, tmp_path: Path) -> None:
+    output = run(checkpoint, tmp_path / "trl", with_(SMALL, steps=1, rollouts="trl"))
+    (row,) = metrics(output)
+    assert row["rollout_seconds"] is None
+    assert 1 <= row["completion_tokens"] <= SMALL.max_tokens
+
+
+def test_a_reporter_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot report to nowhere"):
+        run(checkpoint, tmp_path / "x", with_(SMALL, report_to=("nowhere",)))
+    assert not (tmp_path / "x").exists()
+
+
 def test_items_that_cannot_be_used_are_refused_before_training(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no item is left"):
         train([Item((Message("user", "q"),), ("a", "b"))], checkpoint, tmp_path / "x", SMALL, template=Sizes())
