@@ -196,7 +196,7 @@ def train(
         import torch
         from accelerate import PartialState
         from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-        from transformers.integrations import get_available_reporting_integrations
+        from transformers.integrations import integration_utils
 
         from opengrm.training.grpo import GroupTrainer
     except ImportError as error:
@@ -210,7 +210,8 @@ def train(
     output = Path(output)
     folder, name = find_model(model)
     check_folder(folder)
-    if missing := sorted(set(settings.report_to) - set(get_available_reporting_integrations())):
+    reporters: Any = integration_utils.get_available_reporting_integrations
+    if missing := sorted(set(settings.report_to) - set(reporters())):
         raise UsageError(f"cannot report to {', '.join(missing)}: not installed, or not a reporter that TRL knows")
     use_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     state = PartialState(cpu=use_cpu)
