@@ -72,7 +72,7 @@ def instructions(
     split: SplitName = "train",
     seed: Annotated[int, typer.Option(help="Another seed gives other rows.")] = 0,
     task: Annotated[
-        list[Literal["name", "check", "write"]] | None, typer.Option(help="Only this task; may be given again.")
+        list[str] | None, typer.Option(help="Only this task (name, check or write); may be given again.")
     ] = None,
 ) -> None:
     """Write instruction rows {"prompt", "completion", "task"} for `opengrm train rft --instructions`."""
@@ -80,7 +80,10 @@ def instructions(
     from opengrm.worlds.instructions import SHARES, generate_instructions
 
     rows = generate_instructions(count, seed=seed, split=split, tasks=task or tuple(SHARES))
-    written = write_rows(output, rows)
+    try:
+        written = write_rows(output, rows)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     typer.echo(f"{written:,} rows written to {output}", err=True)
 
 
