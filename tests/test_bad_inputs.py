@@ -6,7 +6,7 @@ import pytest
 from bad_inputs import BAD_INPUTS, GOOD, LINES, BadInput
 
 from opengrm.errors import BadRow, OpenGRMError
-from opengrm.reading import ItemsSummary, read_items, read_judgments, validate_items
+from opengrm.reading import read_items, read_judgments
 
 
 @pytest.mark.parametrize("bad", BAD_INPUTS, ids=[bad.name for bad in BAD_INPUTS])
@@ -29,7 +29,6 @@ def test_each_bad_line_can_be_left_out(bad: BadInput, tmp_path: Path) -> None:
     (only,) = seen
     assert only.where == f"{path}:2"
     assert bad.matches(str(only), path)
-    assert validate_items(path, seen.append) == ItemsSummary(items=2, labelled=2, fewest=2, most=2, bad=1)
 
 
 def test_a_file_of_bad_lines_only_is_not_called_empty(tmp_path: Path) -> None:

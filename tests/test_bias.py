@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from opengrm.judgments import Judgment
+from opengrm.reports.tables import position_cells
 from opengrm.voting import plan_orders
 from opengrm.voting.bias import position_bias
 from opengrm.voting.recorded import collect
@@ -43,9 +44,12 @@ def test_by_hand() -> None:
     # Top at the first position: a 1, 0, 0; b 1/2, 0.
     assert first["share"]["mean"] == pytest.approx(1.5 / 5)
     assert second["share"]["mean"] == pytest.approx(3.5 / 5)
-    # a: response 0 has 2/3 of the votes and stood first twice; b: response 0 has 3/4 and stood first once.
-    assert first["expected"]["mean"] == pytest.approx((2 / 3 + 1 / 3 + 2 / 3 + 3 / 4 + 1 / 4) / 5)
-    assert first["shift"]["mean"] == pytest.approx(first["share"]["mean"] - first["expected"]["mean"])
+    # Least squares over responses that stood at both positions, by their votes there and here:
+    # a: response 0 won 1/2 first and 1 second, response 1 won 0 first and 1/2 second: twice -1/2, each weight 2/3;
+    # b: response 0 won 1/2 first and 1 second, response 1 won 0 and 1/2: twice -1/2, each weight 1/2.
+    # They all say second minus first = 1/2, so the shift of the first is minus half of that.
+    assert first["shift"]["mean"] == pytest.approx(-1 / 4)
+    assert first["expected"] == pytest.approx(first["share"]["mean"] + 1 / 4)
     assert first["score"]["mean"] == pytest.approx((2 + 1 + 1 + 3 + 1) / 5)
     assert found["first_preference"] == first["shift"]
     # Pairs in different orders: a (0, 1) agree, (1, 2) do not; b tied against response 0: one half.
@@ -62,7 +66,7 @@ def test_a_judge_that_takes_the_first(n: int) -> None:
         votes += judged(f"{i}", *[(o, tuple(float(o[0] == r) for r in range(n))) for o in orders])
     found = report(votes)
     assert found["positions"][0]["share"]["mean"] == 1
-    assert [row["expected"]["mean"] for row in found["positions"]] == pytest.approx([1 / n] * n)
+    assert [row["expected"] for row in found["positions"]] == pytest.approx([1 / n] * n)
     assert found["first_preference"]["mean"] == pytest.approx(1 - 1 / n)
     assert found["other_order_agreement"]["mean"] == 0
     assert found["same_order_agreement"]["mean"] == 1
@@ -91,9 +95,56 @@ def test_a_fixed_order_cannot_show_its_bias() -> None:
     votes = [j for i in range(5) for j in judged(f"{i}", (AB, (2, 1)), (AB, (2, 1)))]
     found = report(votes)
     assert found["positions"][0]["share"]["mean"] == 1
-    assert found["first_preference"]["mean"] == 0
+    assert found["first_preference"] is None
+    assert [(row["expected"], row["score_shift"]) for row in found["positions"]] == [(None, None)] * 2
+    assert [row["shift %"] for row in position_cells(found)] == ["-", "-"]
     assert found["other_order_agreement"] is None
     assert found["items_compared"] == 0
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 2), (2, 3), (3, 2), (3, 4), (4, 3)])
+def test_the_shift_does_not_depend_on_how_often_orders_were_seen(n: int, k: int) -> None:
+    votes = []
+    for i in range(60):
+        orders = plan_orders(n, k, f"{i}", "shuffle")
+        votes += judged(f"{i}", *[(o, tuple(float(o[0] == r) for r in range(n))) for o in orders])
+    votes += judged("shown in one order", *[(tuple(range(n)), tuple(map(float, range(n))))] * 9)
+    found = report(votes)
+    assert found["first_preference"]["mean"] == pytest.approx(1 - 1 / n)
+    assert [row["shift"]["mean"] for row in found["positions"][1:]] == pytest.approx([-1 / n] * (n - 1))
+
+
+def test_shuffled_orders_show_a_bias_with_an_honest_interval() -> None:
+    draw = np.random.default_rng(4)
+    covered = 0
+    for run in range(60):
+        votes = []
+        for i in range(40):
+            worth = draw.normal(size=2)
+            for j, order in enumerate(plan_orders(2, 3, f"{run} {i}", "shuffle")):
+                noisy = worth + draw.normal(size=2)
+                noisy[order[0]] += 0.5
+                votes += [Judgment(f"{i}", tuple(noisy), None, j, order=order)]
+        shift = report(votes)["positions"][0]["score_shift"]
+        covered += shift["low"] < 0.25 < shift["high"]  # the mean over both positions is 0
+    assert covered >= 52  # of 60; 57 expected
+
+
+def test_clusters_widen_the_intervals() -> None:
+    votes = []
+    for i in range(40):
+        first = i // 4 % 2  # four items of a prompt have the same bias
+        votes += judged(
+            f"{i}", *[(o, tuple(float(o[first] == r) for r in range(2))) for o in plan_orders(2, 4, f"{i}")]
+        )
+    (recorded,) = collect(votes)
+    (alone,) = position_bias(recorded.blocks)
+    (together,) = position_bias(recorded.blocks, {f"{i}": i // 4 for i in range(40)})
+    for name in ("shift", "share"):
+        a, b = alone["positions"][0][name], together["positions"][0][name]
+        assert a["mean"] == pytest.approx(b["mean"])
+    a, b = (found["positions"][0]["shift"] for found in (alone, together))
+    assert b["high"] - b["low"] > 1.7 * (a["high"] - a["low"])
 
 
 def test_every_pair_is_counted_once() -> None:

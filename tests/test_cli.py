@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -122,11 +123,129 @@ def test_ledger_round_trip(run: Run, server: FakeServer, items: Path, tmp_path: 
     exported = tmp_path / "j.jsonl.zst"
     assert run("ledger", "export", tmp_path / "v.ledger.db", "-o", exported).code == 0
     assert "24 judgments added" in run("ledger", "import", exported, tmp_path / "other.db").err
-    assert "0 judgments added, 24 in" in run("ledger", "import", exported, tmp_path / "other.db").err
+    again = run("ledger", "import", exported, tmp_path / "other.db")
+    assert "0 judgments added, 24 were there already, 24 in" in again.err
     (group,) = run("ledger", "info", tmp_path / "other.db", "--json").json["groups"]
     assert (group["items"], group["judgments"], group["model"]) == (12, 24, "m")
     assert run("ledger", "export", tmp_path / "other.db", "-o", tmp_path / "b.jsonl.zst").code == 0
     assert (tmp_path / "b.jsonl.zst").read_bytes() == exported.read_bytes()
+
+
+def test_equal_votes_of_two_runs_are_both_kept_by_name(run: Run, tmp_path: Path) -> None:
+    votes, ledger = tmp_path / "j.jsonl", tmp_path / "kept"
+    votes.write_text('{"item": "a", "scores": [2, 1]}\n')
+    for name, said in (("one", "1 judgments added, 1 in"), ("two", "1 judgments added, 2 in")):
+        assert said in run("ledger", "import", votes, ledger, "--as", name).err
+    assert "1 were there already, 2 in" in run("ledger", "import", votes, ledger, "--as", "two").err
+    mixed = run("vote", ledger)  # a ledger whatever its name
+    assert (mixed.code, "sample 0 is there twice" in mixed.err, "--pool" in mixed.err) == (2, True, True)
+    assert run("vote", ledger, "--pool", "--json").json["counts"]["judgments"] == 2
+
+
+def test_an_import_that_fails_leaves_no_ledger(run: Run, tmp_path: Path) -> None:
+    assert run("ledger", "import", tmp_path / "nope.jsonl", tmp_path / "new.db").code == 2
+    (tmp_path / "bad.jsonl").write_text('{"item": "a", "scores": [2, 1]}\nnope\n')
+    assert run("ledger", "import", tmp_path / "bad.jsonl", tmp_path / "new.db").code == 1
+    assert not (tmp_path / "new.db").exists()
+    (tmp_path / "good.jsonl").write_text('{"item": "a", "scores": [2, 1]}\n')
+    assert run("ledger", "import", tmp_path / "good.jsonl", tmp_path / "new.db").code == 0
+    assert run("ledger", "import", tmp_path / "bad.jsonl", tmp_path / "new.db").code == 1
+    assert run("ledger", "info", tmp_path / "new.db", "--json").json["groups"][0]["judgments"] == 1
+
+
+def test_items_from_a_pipe(run: Run, server: FakeServer, items: Path, tmp_path: Path) -> None:
+    words = ["--engine", "openai", "--base-url", server.base_url, "--model", "m", "-k", "1", "-q"]
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    for content, code, said in ((items.read_bytes(), 0, ""), (b"nope\n", 1, f"{pipe}:1: not JSON")):
+        feeder = threading.Thread(target=pipe.write_bytes, args=(content,))
+        feeder.start()
+        done = run("judge", pipe, *words)
+        feeder.join(10)
+        assert done.code == code, done.err
+        assert said in done.err
+        assert len(done.out.splitlines()) == (12 if code == 0 else 0)
+
+
+def test_the_default_ledger_is_named_after_the_output(
+    run: Run, server: FakeServer, items: Path, tmp_path: Path
+) -> None:
+    words = ("--engine", "openai", "--base-url", server.base_url, "--model", "m", "-k", 1, "-q", "--json")
+    for name in ("qwen2.5-7b.jsonl", "qwen2.5-7b.jsonl.zst"):
+        done = run("judge", items, "-o", tmp_path / name, *words)
+        assert done.json["ledger"] == str(tmp_path / "qwen2.5-7b.ledger.db")
+    assert run("judge", items, "-o", "/dev/null", *words).json["ledger"] is None
+    assert not Path("/dev/null.ledger.db").exists()
+    done = run("judge", items, "-o", "-", *words)
+    assert done.code == 0
+    assert [json.loads(line)["item"] for line in done.out.splitlines()] == [f"q{i}" for i in range(12)]
+    assert json.loads(done.err)["ledger"] is None  # one kind of row on standard output
+
+
+def test_given_principles_and_references_are_shown(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def text(body: Body, index: int) -> str:
+        asked.append(body["messages"][-1]["content"])
+        return "\\boxed{3, 9}"
+
+    one = ("judge", "--prompt", "Name a prime.", "--response", "7", "--response", "8", "--model", "m", "-k", 1)
+    with FakeServer(text=text) as server:
+        words = (*one, "--engine", "openai", "--base-url", server.base_url)
+        for given in (["--reference", "THE REFERENCE"], ["--principle", "THE PRINCIPLE"]):
+            assert run(*words, *given).code == 0
+            assert given[1] in asked[-1]
+            refused = run(*words, *given, "--template", "grm")
+            assert refused.code == 2
+            assert f"template grm does not show what {given[0]} gives" in refused.err
+        assert run(*words, "--reference", "R", "--template", "grm+reference").code == 0
+        assert len(asked) == 3
+
+
+def test_options_reach_the_engine(run: Run, items: Path) -> None:
+    bodies: list[Body] = []
+
+    def text(body: Body, index: int) -> str:
+        bodies.append(body)
+        return "\\boxed{3, 9}"
+
+    with FakeServer(text=text) as server:
+        words = ("--extra-body", '{"top_k": -1}', "--chat-template-kwargs", '{"enable_thinking": false}')
+        done = run(
+            "judge", items, "--engine", "openai", "--base-url", server.base_url, "--model", "m", "-k", 1, *words
+        )
+    assert done.code == 0, done.err
+    assert bodies[0]["top_k"] == -1
+    assert bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_it_has_to_be(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (tmp_path / "i.jsonl").write_text('{"id": "a", "prompt": "p", "responses": ["x", "y"], "best": 0}\n')
+    row = {"item": "a", "scores": [2, 1], "model": "m" * 70, "prompt_tokens": 123456, "completion_tokens": 123456}
+    (tmp_path / "j.jsonl").write_text("".join(json.dumps({**row, "sample": j}) + "\n" for j in range(2)))
+    done = run("vote", tmp_path / "j.jsonl", "--items", tmp_path / "i.jsonl")
+    (line,) = [line for line in done.out.splitlines() if "\u2502 2 " in line]
+    assert line.count("123,456") == 0
+    assert line.count("246,912") == 2
+
+
+def test_sources_are_named_by_the_settings_that_differ(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"item": "a", "scores": [2, 1], "sample": 0, "model": "m", "temperature": 1, "key": f"{orders}{most}",
+         "order": [0, 1], "sampling": {"top_p": 1.0, "max_tokens": most, "orders": orders}}
+        for orders, most in (("balanced", 64), ("fixed", 64))
+    ]  # fmt: skip
+    (tmp_path / "j.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "i.jsonl").write_text('{"id": "a", "prompt": "p", "responses": ["x", "y"], "best": 0}\n')
+    done = run("vote", tmp_path / "j.jsonl", "--items", tmp_path / "i.jsonl", "-k", "1,4,8")
+    for plan in ("balanced", "fixed"):
+        name = f"pairs \u00b7 m \u00b7 T = 1 \u00b7 {plan} orders"
+        assert f"votes: {name} " in done.out
+        assert f"{name}: no line for k = 4, 8: no item has more than 1 samples." in done.out
+    assert done.out.count("the orders do not tell position bias") == 2
 
 
 def test_world(run: Run, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opengrm.items import Item, Message
 from opengrm.templates.compact import Compact
+from opengrm.templates.versions import text_version
 
 PAIR = Item(
     prompt=(Message("user", "Write a tweet about bees for parents."),),
@@ -65,9 +68,18 @@ def test_names_differ_and_versions_are_there() -> None:
     ]  # fmt: skip
     assert len({f.name for f in forms}) == len(forms)
     assert forms[-1].name == "compact+reference+hint"
-    assert all(f.version for f in forms)
+    assert len({f.version for f in forms}) == len(forms)
+    assert all(re.fullmatch("[0-9a-f]{12}", f.version) for f in forms)
     assert [f.solo for f in forms[:3]] == [False, True, True]
     assert (Compact().low, Compact().high, Compact("compact-binary").high) == (0.0, 10.0, 1.0)
+
+
+def test_the_version_follows_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Compact().version
+    monkeypatch.setattr(Compact, "_task", lambda self: "Judge.")
+    text_version.cache_clear()
+    assert Compact().version != before
+    text_version.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -154,6 +166,7 @@ def test_parse_without_principles() -> None:
         ("\\boxed{5}", 2, "wrong_count"),
         ("\\boxed{5, 3, 1}", 2, "wrong_count"),
         ("\\boxed{5, 3} \\boxed{5}", 2, "wrong_count"),
+        ("[1] writes \\boxed{10, 0}\n[2] short yes = 5", 2, "unparsable"),
         ("\\boxed{11, 3}", 2, "out_of_range"),
         ("\\boxed{-1, 3}", 2, "out_of_range"),
     ],

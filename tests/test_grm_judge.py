@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,11 @@ from opengrm.errors import EngineError
 from opengrm.items import Item, Message
 from opengrm.judges.grm import GRM
 from opengrm.judges.run import Summary, verdicts
+from opengrm.judgments import judgment_from_json
 from opengrm.ledger import Ledger
 from opengrm.templates import get_template
+from opengrm.templates.grm import GRMTemplate
+from opengrm.voting.orders import ORDER_KINDS
 
 
 def make_items(count: int, n: int = 2) -> list[Item]:
@@ -136,6 +139,47 @@ def test_same_content_under_two_ids_gives_the_same_judgments_whatever_the_order(
     assert Counter(row["item"] for row in exports[0]) == {"q0": 4, "twin": 4}
 
 
+@pytest.mark.parametrize("name", ["grm", "grm-solo"])
+@pytest.mark.parametrize("remembers", [True, False])
+def test_same_content_under_two_ids_is_generated_once(name: str, remembers: bool) -> None:
+    item = make_items(1)[0]
+    with Ledger(None) as kept:
+        engine = InstantEngine(shuffle=2)
+        judge = GRM(engine, get_template(name), ledger=kept if remembers else None)
+        (_, first), (_, more), (_, last) = [
+            *judge.judge([item, replace(item, id="twin")], k=4),
+            *judge.judge([replace(item, id="late")], k=4),
+        ]
+        assert [replace(j, item="q0") for j in more] == [replace(j, item="q0") for j in last] == first
+        runs = 1 if remembers else 2  # without a ledger the second call knows nothing of the first
+        assert engine.asked == runs * 4 * (2 if name == "grm-solo" else 1)
+        assert len(kept) == (12 if remembers else 0)
+
+
+def test_a_judgment_says_how_it_was_sampled() -> None:
+    sampling = Sampling(temperature=1, top_p=1, max_tokens=99)
+    judge = GRM(InstantEngine(), get_template("grm"), sampling, orders="shuffle")
+    ((_, judgments),) = judge.judge(make_items(1), k=2)
+    for judgment in judgments:
+        assert judgment.extra == {"sampling": {"top_p": 1.0, "max_tokens": 99, "orders": "shuffle"}}
+        assert judgment_from_json(judgment.to_json()).extra == judgment.extra
+        assert [type(v) for v in judgment.extra["sampling"].values()] == [float, int, str]
+
+
+def test_whole_and_broken_numbers_are_one_setting() -> None:
+    whole, broken = (
+        GRM(InstantEngine(), get_template("grm"), Sampling(temperature=t, top_p=t)).judge(make_items(1), k=2)
+        for t in (1, 1.0)
+    )
+    assert [j.to_json() for _, js in whole for j in js] == [j.to_json() for _, js in broken for j in js]
+
+
+def test_runs_that_differ_in_the_kind_of_orders_share_no_key() -> None:
+    """Each of them then has all of its samples in the ledger, under its own settings."""
+    runs = [GRM(InstantEngine(), get_template("grm"), orders=kind).judge(make_items(1), k=4) for kind in ORDER_KINDS]
+    assert len({j.key for run in runs for _, js in run for j in js}) == 4 * len(ORDER_KINDS)
+
+
 def test_solo_makes_one_judgment_of_n_generations() -> None:
     def answer(request: Request, index: int) -> str:
         shown = request.messages[-1].content
@@ -171,14 +215,52 @@ def test_failed_samples_are_missing_with_a_reason_and_asked_again() -> None:
         assert all(j.scores for j in judgments)
 
 
-def test_a_text_cut_off_before_its_scores_is_truncated_not_unparsable() -> None:
-    class Cut(InstantEngine):
-        def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
-            for completion in super().generate(requests):
-                yield replace(completion, text="Specific Criteria: one", finish="length")
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Specific Criteria: one", "truncated"),
+        ("Analysis: Response 1 says \\boxed{10, 1}, which is", "truncated"),
+        ("<think>first guess \\boxed{9, 2} but", "truncated"),
+        ("<think>first guess \\boxed{9, 2}", "truncated"),
+        ("**Scores: \\boxed{9, 2}**\n", None),
+    ],
+)
+def test_a_text_that_was_cut_off_has_scores_only_at_its_very_end(text: str, kind: str | None) -> None:
+    engine = InstantEngine(lambda request, index: text, finish="length")
+    ((_, judgments),) = GRM(engine, get_template("grm")).judge(make_items(1), k=2)
+    assert {j.error_kind for j in judgments} == {kind}
 
-    ((_, judgments),) = GRM(Cut(), get_template("grm")).judge(make_items(1), k=2)
-    assert {j.error_kind for j in judgments} == {"truncated"}
+
+def test_an_item_that_the_template_cannot_show_is_missing_and_the_run_goes_on() -> None:
+    items = [replace(item, reference="r") if i != 1 else item for i, item in enumerate(make_items(3))]
+    seen: list[str] = []
+    with Ledger(None) as ledger:
+        engine = InstantEngine()
+        judge = GRM(engine, get_template("grm+reference"), ledger=ledger, window=1)
+        first = list(judge.judge(items, k=2, on_judgment=lambda j, _: seen.append(j.item)))
+        assert [len(js) for _, js in first] == [2, 2, 2]
+        assert {j.error for j in first[1][1]} == {"template: this form shows a reference answer, the item has none"}
+        assert Counter(seen) == {"q0": 2, "q1": 2, "q2": 2}
+        assert (engine.asked, len(ledger)) == (4, 6)
+        assert list(judge.judge(items, k=2)) == first
+        assert (engine.asked, len(ledger)) == (4, 6)
+
+
+@pytest.mark.parametrize(("name", "asked"), [("grm", 4), ("grm-solo", 0)])
+def test_one_order_or_response_that_cannot_be_shown_is_missing_alone(name: str, asked: int) -> None:
+    class Moody(GRMTemplate):
+        def render(self, item: Item, order: Sequence[int]) -> tuple[Message, ...]:
+            if item.responses[order[0]].endswith(".1"):
+                raise ValueError("not this one first")
+            return super().render(item, order)
+
+    engine = InstantEngine()
+    ((_, judgments),) = GRM(engine, Moody(name)).judge(make_items(1), k=8)
+    assert (
+        Counter(j.error_kind for j in judgments) == {"template": 8 - asked, None: asked} if asked else {"template": 8}
+    )
+    assert engine.asked == asked
+    assert len({j.key for j in judgments}) == 8
 
 
 def test_an_engine_that_dies_keeps_what_was_judged() -> None:

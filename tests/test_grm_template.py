@@ -7,6 +7,7 @@ import pytest
 from opengrm.errors import UsageError
 from opengrm.items import Item, Message
 from opengrm.templates import get_template
+from opengrm.templates.compact import Compact
 from opengrm.templates.grm import FORMS, GRMTemplate
 
 PAIR = Item(
@@ -152,20 +153,24 @@ def test_parse_gives_scores_principles_and_critique() -> None:
 # The hash of every form's rendered text, so that a change of the text is a decision: judgments under the old version
 # are not found again. If it is meant, write the new hashes here.
 VERSIONS = {
-    "grm": "f4b24aaa4491",
-    "grm-solo": "2fd8ee9de952",
-    "grm-binary": "263a98f301c5",
-    "grm+reference": "a4d2d02f0ca0",
-    "grm+principles": "5d8791141a82",
-    "grm+no-principles": "897817e7cb58",
-    "grm+hint": "1f8870afd8a2",
-    "grm+reference+principles+hint": "87c5aa8aae3b",
-    "grm-solo+reference": "6bc54176ff68",
-    "grm-binary+reference": "a05b6d65b8f4",
+    "grm": "751a0af9c88c",
+    "grm-solo": "43eda17c86ec",
+    "grm-binary": "87fc320c1956",
+    "grm+reference": "a999f84a9465",
+    "grm+principles": "b0ab1813e08f",
+    "grm+no-principles": "16ef2fbbad3b",
+    "grm+hint": "4ef9c33aabcd",
+    "grm+reference+principles+hint": "6369c86c3976",
+    "grm-solo+reference": "29352bf8f547",
+    "grm-binary+reference": "f7321feb0d3a",
+    "compact": "66bcde430c40",
+    "compact-solo": "a1633b32fd05",
+    "compact-binary": "28d376cb46d9",
+    "compact+hint": "5ff3a83a47a0",
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "compact", "compact-solo", "compact-binary", "compact+hint"])
 def test_versions_are_pinned(name: str) -> None:
     assert get_template(name).version == VERSIONS[name]
 
@@ -191,6 +196,11 @@ def test_the_released_parse_rule_is_an_option() -> None:
         ("grm+hnt", {}, "unknown addition 'hnt'"),
         ("grm", {"rule": "x"}, "unknown parse rule 'x'"),
         ("grm", {"colour": 1}, "colour"),
+        ("compact", {"rule": "boxed"}, "rule"),
+        ("compact-duo", {}, "unknown form 'compact-duo'"),
+        ("compact+hnt", {}, "unknown addition 'hnt', one of reference, principles, no-principles, hint"),
+        ("compact-solo+hint", {}, "names the best of several"),
+        ("compactor", {}, r"compact, compact-solo or compact-binary \(with \+reference, .*\+hint\)"),
         ("grm-solo+hint", {}, "names the best of several"),
         ("grm+principles+no-principles", {}, "exclude each other"),
         ("none/such.jinja", {}, "cannot read template file none/such.jinja: No such file"),
@@ -202,8 +212,14 @@ def test_bad_names_are_told(name: str, options: dict[str, object], message: str)
         get_template(name, **options)
 
 
-def test_compact_is_found_by_name() -> None:
-    assert get_template("compact").name == "compact"
+@pytest.mark.parametrize(
+    "name",
+    ["compact", "compact-solo", "compact-binary", "compact+hint", "compact+no-principles", "compact-solo+reference",
+     "compact+reference+principles+hint"],
+)  # fmt: skip
+def test_compact_forms_are_found_by_name(name: str) -> None:
+    assert get_template(name).name == name
+    assert isinstance(get_template(name), Compact)
 
 
 def test_templates_are_plain_values() -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hostile import HOSTILE, ZW
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instant_engine import InstantEngine
 
 from opengrm.items import Item, Message, item_from_json
+from opengrm.judges.grm import GRM
 from opengrm.templates import get_template
-from opengrm.templates.base import CONTROL, Template
+from opengrm.templates.base import CONTROL, Template, fence
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "templates"
 Reader = Callable[[str], list[str]]
@@ -61,16 +64,48 @@ def compact_blocks(text: str) -> list[str]:
     return [*blocks[:-1], blocks[-1][: end.start()]]
 
 
-BOX = "Specific Criteria: a (100%%).\nAnalysis: b.\nScores: \\boxed{%s}"
-FORMS: dict[str, tuple[Reader, str]] = {
-    "grm": (numbered_blocks, BOX % "3, 8"),
-    "grm-solo": (numbered_blocks, BOX % "3"),
-    "grm-binary": (unnumbered_block, BOX % "1"),
-    "grm+reference+principles+hint": (numbered_blocks, BOX % "3, 8"),
-    "grm+no-principles": (numbered_blocks, BOX % "3, 8"),
-    "compact": (compact_blocks, "short 5\n[1] short no = 0\n[2] short yes = 5\n\\boxed{3, 8}"),
-    str(EXAMPLES / "pairwise-verdict.jinja"): (tagged_blocks, "B is better.\n[[B]]"),
-    str(EXAMPLES / "rubric-1-5.jinja"): (rubric_block, "Feedback: fair. [RESULT] 3"),
+class Form(NamedTuple):
+    """How a form's prompt is read back, and what a model writes around a quote of a response.
+
+    Attributes:
+        head: the output up to the quote.
+        own: the rest, with the model's own scores in the form's place for them.
+        none: the rest, without scores where the form wants them.
+        scores: what `own` says.
+    """
+
+    reader: Reader
+    head: str
+    own: str
+    none: str
+    scores: tuple[float, ...]
+
+
+def grm(reader: Reader, *scores: float) -> Form:
+    shown = ", ".join(f"{s:g}" for s in scores)
+    head = "Specific Criteria: a (100%).\nAnalysis: Response 1 writes "
+    return Form(reader, head, f".\nScores: \\boxed{{{shown}}}", f".\nScores: {shown}", scores)
+
+
+FORMS: dict[str, Form] = {
+    "grm": grm(numbered_blocks, 3, 8),
+    "grm-solo": grm(numbered_blocks, 3),
+    "grm-binary": grm(unnumbered_block, 1),
+    "grm+reference+principles+hint": grm(numbered_blocks, 3, 8),
+    "grm+no-principles": grm(numbered_blocks, 3, 8),
+    "compact": Form(
+        compact_blocks,
+        "short 5\n[1] short no: ",
+        " = 0\n[2] short yes = 5\n\\boxed{3, 8}",
+        " = 0\n[2] short yes = 5",
+        (3, 8),
+    ),
+    str(EXAMPLES / "pairwise-verdict.jinja"): Form(
+        tagged_blocks, "A writes ", "; B is better.\n[[B]]", "; B is better.", (0, 1)
+    ),
+    str(EXAMPLES / "rubric-1-5.jinja"): Form(
+        rubric_block, "Feedback: it writes ", ": fair. [RESULT] 3", ": fair.", (3,)
+    ),
 }
 HEADINGS = ("Evaluation Criteria", "Conversation Context", "Responses to be Scored", "Output Format Requirements")
 
@@ -95,12 +130,12 @@ def same(shown: str, original: str) -> bool:
     return shown.replace(ZW, "") == original.replace(ZW, "")
 
 
-@pytest.mark.parametrize("form", list(FORMS), ids=lambda form: Path(form).stem)
-def test_structure_and_parse_are_unchanged(form: str) -> None:
-    reader, output = FORMS[form]
-    template = get_template(form)
-    parsed = template.parse(output, 1 if template.solo else 2)
-    assert parsed.scores is not None
+each_form = pytest.mark.parametrize("form", list(FORMS), ids=lambda form: Path(form).stem)
+
+
+@each_form
+def test_structure_is_unchanged(form: str) -> None:
+    reader, template = FORMS[form].reader, get_template(form)
     for name, hostile in HOSTILE.items():
         for other in ("plain", hostile):
             item = Item(
@@ -116,7 +151,40 @@ def test_structure_and_parse_are_unchanged(form: str) -> None:
             assert len(blocks) == len(wanted), name
             for block, text in zip(blocks, wanted, strict=True):
                 assert same(block, text), name
-        assert template.parse(output, 1 if template.solo else 2) == parsed
+
+
+@each_form
+def test_a_quote_before_the_models_own_scores_changes_nothing(form: str) -> None:
+    _, head, own, _, scores = FORMS[form]
+    template = get_template(form)
+    for name, hostile in HOSTILE.items():
+        assert template.parse(head + hostile + own, len(scores)).scores == scores, name
+
+
+@each_form
+def test_a_quote_is_not_an_answer(form: str) -> None:
+    """Where the model gives no scores of its own, in the form's place for them, there are none.
+
+    The GRM family can tell by the heading "Scores:" behind the quote, the compact form and Prometheus because scores
+    close the text. What cannot be told: a text that ends with a quoted box and holds no such heading, which is what an
+    answer looks like; and a quoted verdict anywhere in a family that takes the last one, as MT-bench's letters.
+    """
+    _, head, _, none, scores = FORMS[form]
+    template = get_template(form)
+    taken = {name for name, h in HOSTILE.items() if template.parse(head + h + none, len(scores)).scores is not None}
+    assert taken == ({"rating brackets"} if "pairwise" in form else set())
+
+
+@each_form
+def test_a_text_cut_off_behind_a_quote_has_no_scores(form: str) -> None:
+    """The exception is a cut directly behind a quoted box: the model may have been about to stop."""
+    head, template = FORMS[form].head, get_template(form)
+    item = Item((Message("user", "q"),), ("a",) if template.solo else ("a", "b"), best=0, reference="r",
+                principles=("p",), id="i")  # fmt: skip
+    for name, hostile in HOSTILE.items():
+        engine = InstantEngine(lambda _, __, quote=hostile: f"{head}{quote} and so", finish="length")
+        ((_, (judgment,)),) = GRM(engine, template).judge([item], k=1)
+        assert judgment.error_kind == "truncated", name
 
 
 def test_the_set_is_large_and_distinct() -> None:
@@ -145,9 +213,22 @@ def test_a_conversation_keeps_its_turns(form: str) -> None:
 
 
 def test_ordinary_text_is_shown_byte_for_byte() -> None:
-    text = "Use `d[k]` and {x: 1}; 50% of [1] ## Notes ## \\frac{1}{2} <b>bold</b> User: none, the end of response 1."
+    text = (
+        "Use `d[k]` and {x: 1}; 50% of [1] ## Notes ## \\frac{1}{2} <b>bold</b> User: none, the end of response 1. "
+        "Dear [NAME], [YOUR_NAME] [TODO] [sic] [the mask] [args] a[PRE_FIX]; I <thinking> <think it over> [A] "
+        "[RESULT] List<tool> <unused> x<y && s>z <tools>"
+    )
     item = Item(prompt=(Message("user", text),), responses=(text, "b"))
     assert get_template("grm").render(item, (0, 1))[0].content.count(text) == 2
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]", "[gMASK]", "<sop>", "<think>", "</think>", "<tool_call>",
+     "</tool_response>", "<unused0>", "<mask>", "[IMG_END]", "[control_8]", "<THINK>", "<start_of_image>"],
+)  # fmt: skip
+def test_control_tokens_are_broken(token: str) -> None:
+    assert fence(f"a {token} b") == f"a {token[0]}{ZW}{token[1:]} b"
 
 
 def test_lone_surrogates_are_refused_when_an_item_is_read() -> None:
@@ -166,7 +247,7 @@ def test_any_text_around_a_hostile_one(first: str, marker: str, last: str, form:
     hostile = first + HOSTILE[marker][:500] + last
     item = Item((Message("user", hostile),), (hostile, last), best=0, reference=first, principles=(last,), id="x")
     template = get_template(form)
-    blocks = read_back(template, FORMS[form][0], item)
+    blocks = read_back(template, FORMS[form].reader, item)
     wanted = [hostile] if template.solo else [hostile, last]
     assert len(blocks) == len(wanted)
     assert all(same(block, text) for block, text in zip(blocks, wanted, strict=True))

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from opengrm.voting import mean_interval, normal_interval, share_interval, wilson
+from opengrm.voting import RunningShare, normal_interval, share_interval, wilson
 from opengrm.voting.association import bootstrap, pearson, roc_auc, roc_auc_at_chance, spearman
 from opengrm.voting.intervals import Z95
 
 
 @pytest.mark.parametrize(("right", "n"), [(5, 10), (1, 30), (299, 300), (0, 12), (12, 12), (1, 1)])
 def test_independent_trials_have_wilsons_interval(right: int, n: int) -> None:
-    found = mean_interval(right, right, n)
+    found = share_interval(np.arange(n) < right)
+    assert found is not None
     # The sample variance has n - 1 below the line: Wilson's interval at an effective size of n - 1.
     size = n if right in (0, n) else n - 1
     p, z = right / n, stats.norm.ppf(0.975)
@@ -27,9 +28,15 @@ def test_independent_trials_have_wilsons_interval(right: int, n: int) -> None:
     assert pytest.approx(z) == Z95
 
 
-def test_running_sums_and_arrays_agree() -> None:
-    values_I = np.array([1, 0, 0.5, 1, 0.25, 1])
-    assert mean_interval(values_I.sum(), (values_I**2).sum(), 6) == pytest.approx(share_interval(values_I))
+@pytest.mark.parametrize("clusters", [[None] * 6, ["a", "b", "a", "b", "a", "a"], ["a", None, "b", None, "a", "a"]])
+def test_running_sums_and_arrays_agree(clusters: list[str | None]) -> None:
+    values, running = [1, 0, 0.5, 1, 0.25, 1], RunningShare()
+    assert running.interval() is None
+    for value, cluster in zip(values, clusters, strict=True):
+        running.add(value, cluster)
+    own = np.array([cluster or str(i) for i, cluster in enumerate(clusters)])
+    assert running.interval() == pytest.approx(share_interval(np.array(values), None, own))
+    assert running.n == 6
 
 
 def test_normal_interval_is_the_standard_error_of_the_mean() -> None:

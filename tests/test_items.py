@@ -21,14 +21,16 @@ FULL = Item(
 def items(draw: st.DrawFn) -> Item:
     n = draw(st.integers(1, 5))
     text = st.text(max_size=20)
+    rewards = draw(st.none() | st.tuples(*[st.floats(-1e6, 1e6)] * n))
+    best = [i for i in range(n) if rewards is None or rewards[i] == max(rewards)]
     return Item(
         prompt=tuple(
             Message(r, draw(text))
             for r in draw(st.lists(st.sampled_from(["user", "assistant"]), min_size=1, max_size=3))
         ),
         responses=tuple(draw(text) for _ in range(n)),
-        best=draw(st.none() | st.integers(0, n - 1)),
-        rewards=draw(st.none() | st.tuples(*[st.floats(-1e6, 1e6)] * n)),
+        best=draw(st.none() | st.sampled_from(best)),
+        rewards=rewards,
         reference=draw(st.none() | text),
         principles=draw(st.none() | st.tuples(text)),
     )
@@ -85,7 +87,21 @@ def test_labels() -> None:
     assert Item(prompt, ("a", "b"), rewards=(1, 1)).label is None  # a tie at the top
     assert Item(prompt, ("a",), rewards=(1,)).label is None  # for n = 1 the label is the reward
     assert Item(prompt, ("a", "b")).label is None
-    assert Item(prompt, ("a", "b"), best=0, rewards=(0, 1)).label == 0
+    assert Item(prompt, ("a", "b"), best=0, rewards=(1, 1)).label == 0  # one of several that are right
+    with pytest.raises(ValueError, match="'best' is 0, but 'rewards' has a higher one elsewhere"):
+        Item(prompt, ("a", "b"), best=0, rewards=(0, 1))
+    with pytest.raises(ValueError, match=r"'rewards' holds a number beyond 1e\+100"):
+        Item(prompt, ("a", "b"), rewards=(0, -1e101))
+
+
+def test_labels_of_a_data_frame_with_missing_ones(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    columns = {"prompt": ["p", "q", "r"], "responses": [["a", "b"]] * 3, "best": [1.0, float("nan"), None]}
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), tmp_path / "i.parquet")
+    assert [item.best for item in read_items(tmp_path / "i.parquet")] == [1, None, None]
+    assert item_from_json({"prompt": "p", "responses": ["a", "b"], "best": 1.0}).best == 1
+    with pytest.raises(ValueError, match=r"'best' must be an index, not 0\.5"):
+        item_from_json({"prompt": "p", "responses": ["a", "b"], "best": 0.5})
 
 
 def test_one_response_alone() -> None:

@@ -4,8 +4,9 @@ import io
 import json
 import os
 import stat
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UsageError, match=r"r\.jsonl: no permission to read it"):
         rows_of(tmp_path / "r.jsonl")
     with pytest.raises(OpenGRMError, match=r"r\.jsonl: Permission denied"):
@@ -241,6 +243,60 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
 def test_a_full_device(count: int) -> None:
     with pytest.raises(OpenGRMError, match=r"^/dev/full: No space left on device$"):
         write_rows("/dev/full", ({"a": i} for i in range(count)))
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from opengrm.jsonl import RowWriter\n"
+        "with RowWriter(sys.argv[1]) as writer:\n"
+        "    for i in range(9999): writer.write({'a': i})\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / "r.jsonl"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+        assert os.listdir(tmp_path) == [".r.jsonl.part"]
+    write_rows(path, [{"a": 1}])
+    assert os.listdir(tmp_path) == ["r.jsonl"]
+    assert rows_of(path) == [{"a": 1}]
+
+
+def test_two_writers_of_a_file_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with RowWriter(path) as writer:
+        writer.write({"a": 1})
+        with pytest.raises(OpenGRMError, match=r"r\.jsonl: another process is writing it"):
+            write_rows(path, [{"a": 2}])
+        writer.write({"a": 3})
+    assert rows_of(path) == [{"a": 1}, {"a": 3}]
+    assert os.listdir(tmp_path) == ["r.jsonl"]
+
+
+@pytest.mark.parametrize("between", [lambda part, end: part.rename(end), lambda part, end: part.unlink()])
+def test_a_writer_that_ends_between_our_opening_and_locking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: Callable[[Path, Path], object]
+) -> None:
+    path, part, lock = tmp_path / "r.jsonl", tmp_path / ".r.jsonl.part", jsonl._lock
+
+    def late(descriptor: int) -> bool:
+        monkeypatch.setattr(jsonl, "_lock", lock)
+        between(part, tmp_path / "theirs.jsonl")
+        return lock(descriptor)
+
+    part.write_text("theirs")
+    monkeypatch.setattr(jsonl, "_lock", late)
+    write_rows(path, [{"a": 1}])
+    assert rows_of(path) == [{"a": 1}]
+    assert not (tmp_path / "theirs.jsonl").exists() or (tmp_path / "theirs.jsonl").read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [("v.jsonl", "v"), ("qwen2.5-7b.jsonl", "qwen2.5-7b"), ("a.b.JSON.gz", "a.b"), ("v.jsonl.zst", "v"),
+     ("v.parquet", "v"), ("v.txt", "v.txt"), ("v", "v"), (".jsonl", ".jsonl"), ("v1.5", "v1.5")],
+)  # fmt: skip
+def test_known_endings_come_off(name: str, bare: str) -> None:
+    assert jsonl.bare_name(Path(name)) == bare
 
 
 def test_a_link_and_permissions_stay(tmp_path: Path) -> None:

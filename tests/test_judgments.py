@@ -55,6 +55,22 @@ def test_scores_or_an_error_never_both() -> None:
     assert judgment_from_json({"item": "q", "scores": [1], "error": "retried once"}).error is None
 
 
+@pytest.mark.parametrize("name", ["sample", "seed", "prompt_tokens", "completion_tokens"])
+@pytest.mark.parametrize("value", [-1, 2**63, 10**20, 10**400])
+def test_whole_numbers_fit_where_they_are_kept(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' is out of bounds: expected a whole number from 0 to"):
+        judgment_from_json({"item": "q", "scores": [1], name: value})
+    assert getattr(judgment_from_json({"item": "q", "scores": [1], name: 2**63 - 1}), name) == 2**63 - 1
+
+
+@pytest.mark.parametrize("value", [1e308, -1.1e100, 10**400, float("inf"), float("nan")])
+def test_scores_can_be_added_up(value: float) -> None:
+    for row in ({"scores": [1, value]}, {"scores": [1, 2], "meta": value}, {"scores": [1, 2], "temperature": value}):
+        with pytest.raises(ValueError, match="not finite, or beyond 1e\\+100 either way"):
+            judgment_from_json({"item": "q", **row})
+    assert judgment_from_json({"item": "q", "scores": [1e100, -1e100]}).scores == (1e100, -1e100)
+
+
 @settings(max_examples=50, deadline=None)
 @given(scores=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=6), data=st.data())
 def test_scores_by_position_and_by_response(scores: list[float], data: st.DataObject) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from opengrm.errors import OpenGRMError, UsageError
 from opengrm.judgments import Judgment
-from opengrm.ledger import Ledger
+from opengrm.ledger import Added, Ledger
 
 ONE = Judgment(
     item="q1", scores=(7.0, 3.0), sample=0, key="k0", order=(1, 0), text="Scores: \\boxed{3, 7}", principles="p",
@@ -22,6 +22,16 @@ ONE = Judgment(
 )  # fmt: skip
 MISSING = Judgment(item="q1", scores=None, error="wrong_count: 1 score for 2 responses", sample=1, key="k1", model="m")
 LATE = Judgment(item="q1", scores=None, error="timeout: no answer in 5 s", sample=2, key="k2", model="m")
+
+
+def test_a_new_ledger_opened_by_several_processes_at_once(tmp_path: Path) -> None:
+    code = "import sys; from opengrm.ledger import Ledger; sys.stdin.read(); Ledger(sys.argv[1]).close()"
+    words = [sys.executable, "-c", code, str(tmp_path / "l.db")]
+    openers = [subprocess.Popen(words, stdin=subprocess.PIPE) for _ in range(4)]
+    for opener in openers:  # all wait for the end of their input, which comes at about the same moment
+        assert opener.stdin is not None
+        opener.stdin.close()
+    assert [opener.wait() for opener in openers] == [0, 0, 0, 0]
 
 
 def test_what_is_put_comes_back_equal(tmp_path: Path) -> None:
@@ -72,8 +82,19 @@ def test_more_keys_than_one_query_may_hold() -> None:
 def test_importing_twice_adds_nothing() -> None:
     votes = [Judgment(item="q", scores=(1.0, 0.0), sample=s) for s in range(3)]
     with Ledger(None) as ledger:
-        assert ledger.put_all(votes) == 3
-        assert ledger.put_all(votes) == 0
+        assert ledger.put_all(votes) == Added(new=3, known=0)
+        assert ledger.put_all(votes) == Added(new=0, known=3)
+
+
+def test_equal_votes_of_two_named_runs_are_both_kept() -> None:
+    votes = [Judgment(item="q", scores=(1.0, 0.0), sample=s) for s in range(3)]
+    with Ledger(None) as ledger:
+        assert ledger.put_all(votes) == Added(3, 0)
+        assert ledger.put_all(votes, run="second") == Added(3, 0)
+        assert ledger.put_all(votes, run="second") == Added(0, 3)
+        assert len(ledger) == 6
+        assert ledger.put_all([ONE], run="a") == Added(1, 0)
+        assert ledger.put_all([ONE], run="b") == Added(0, 1), "a judgment with a key of its own is the same in any run"
 
 
 def test_a_failing_import_leaves_nothing_behind() -> None:

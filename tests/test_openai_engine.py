@@ -1,99 +1,35 @@
-"""The OpenAI-compatible engine against a server that behaves well, badly and not at all."""
+"""The OpenAI-compatible engine against a server that behaves well: what goes out, what comes back, and the wire."""
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
-import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_server import DROP, HANG, Body, FakeServer, Fault, chat_completion, failure, reply, scores_by_seed
+from fake_server import DROP, HANG, Body, Fault, chat_completion, reply
+from openai_harness import (  # noqa: F401
+    SAMPLING,
+    echo,
+    engine_fixture,
+    free_port,
+    no_leaks,
+    no_waiting,
+    requests,
+    run,
+    serve_fixture,
+)
 
-from opengrm.engines import pool
 from opengrm.engines.answers import read_answer
-from opengrm.engines.base import Completion, Request, Sampling
+from opengrm.engines.base import Request, Sampling
 from opengrm.engines.openai import OpenAIEngine
-from opengrm.engines.pool import Failed, backoff, retry_after
-from opengrm.errors import EngineError, UsageError
+from opengrm.engines.pool import Failed
+from opengrm.errors import UsageError
 from opengrm.items import Message
-
-SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=32)
-
-
-def requests(count: int, k: int = 1, sampling: Sampling = SAMPLING, content: str = "Judge this.") -> Iterator[Request]:
-    for i in range(count):
-        seeds = tuple(100 * i + j for j in range(k))
-        yield Request(i, (Message("system", "You judge."), Message("user", content)), seeds, sampling)
-
-
-def echo(body: Body, index: int) -> str:
-    return f"seed {body['seed']} choice {index}"
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "backoff", lambda tries: 0.001 * tries)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    """Every test ends with the threads it began with."""
-    before = set(threading.enumerate())
-    yield
-    gc.collect()
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not set(threading.enumerate()) - before
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., FakeServer]]:
-    servers: list[FakeServer] = []
-
-    def start(**options: Any) -> FakeServer:
-        servers.append(FakeServer(**options).__enter__())
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.__exit__()
-
-
-@pytest.fixture
-def engine() -> Iterator[Callable[..., OpenAIEngine]]:
-    engines: list[OpenAIEngine] = []
-
-    def make(*servers: FakeServer | str, **options: Any) -> OpenAIEngine:
-        urls = [s if isinstance(s, str) else s.base_url for s in servers]
-        engines.append(OpenAIEngine("judge", urls, **options))
-        return engines[-1]
-
-    yield make
-    for made in engines:
-        made.close()
-
-
-def run(engine: OpenAIEngine, wanted: Any) -> dict[tuple[int, int], Completion]:
-    done = {}
-    for completion in engine.generate(wanted):
-        assert (completion.request, completion.index) not in done
-        done[completion.request, completion.index] = completion
-    return done
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
 
 # What goes out and what comes back
 
@@ -202,6 +138,24 @@ def test_finish_reasons_and_odd_contents(serve: Any, engine: Any) -> None:
     assert (done[0, 4].prompt_tokens, done[0, 4].completion_tokens) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        ("stop", "stop"), (None, "stop"), ("eos", "stop"), ("tool_calls", "stop"), ("function_call", "stop"),
+        ("length", "length"), ("abort", "error"), ("error", "error"), (["x"], "error"), ("a\nb" * 100, "error"),
+    ],
+)  # fmt: skip
+def test_a_text_that_the_server_broke_off_is_an_error(reason: Any, finish: str) -> None:
+    body = {"choices": [{"message": {"content": "half a judg"}, "finish_reason": reason}]}
+    (choice,) = read_answer(json.dumps(body).encode())
+    assert choice.finish == finish
+    assert (choice.error is not None) == (finish == "error")
+    if choice.error is not None:
+        assert choice.error.startswith("server: it ended the text with finish_reason ")
+        assert "\n" not in choice.error
+        assert len(choice.error) < 150
+
+
 def test_token_counts_of_groups_without_logprobs() -> None:
     body = {
         "choices": [
@@ -285,259 +239,11 @@ def test_an_engine_works_again_after_close_and_without_it(serve: Any) -> None:
     assert len(run(eng, requests(2))) == 2
     eng.close()
     assert len(run(eng, requests(2))) == 2
-    del eng  # _no_leaks sees that its thread goes too
+    del eng  # no_leaks sees that its thread goes too
 
 
 def test_no_requests(serve: Any, engine: Any) -> None:
     assert run(engine(serve()), []) == {}
-
-
-# Trouble
-
-
-@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
-def test_passing_trouble_is_tried_again(serve: Any, engine: Any, status: int) -> None:
-    server = serve(fault=lambda number, body: failure(status, "busy") if number < 3 else None)
-    done = run(engine(server), requests(1))
-    assert done[0, 0].error is None
-    assert server.asked == 4
-
-
-def test_lasting_trouble_becomes_the_samples_error(serve: Any, engine: Any) -> None:
-    server = serve(fault=lambda number, body: failure(500, "out\nof  memory") if body["seed"] == 100 else None)
-    done = run(engine(server, retries=2), requests(3))
-    assert done[1, 0] == Completion(
-        1, 0, "", "error", "server: HTTP 500: out of memory (3 tries)", seconds=done[1, 0].seconds
-    )
-    assert [done[i, 0].error for i in (0, 2)] == [None, None]
-    assert server.asked == 5
-
-
-@pytest.mark.parametrize("value", ["0.3", "date"])
-def test_retry_after_is_honoured(serve: Any, engine: Any, value: str) -> None:
-    from email.utils import formatdate
-
-    times: list[float] = []
-
-    def fault(number: int, body: Body) -> Fault | None:
-        times.append(time.monotonic())
-        wait = formatdate(time.time() + 2, usegmt=True) if value == "date" else value
-        return failure(429, "slow down", Retry_After=wait) if number == 0 else None
-
-    done = run(engine(serve(fault=fault)), requests(1))
-    assert done[0, 0].error is None
-    assert times[1] - times[0] >= (0.9 if value == "date" else 0.3)  # a date has whole seconds
-
-
-def test_retry_after_values() -> None:
-    assert retry_after("7") == 7
-    assert retry_after("-1") == 0
-    assert retry_after("100000") == 60
-    assert retry_after("Sun, 06 Nov 1994 08:49:37 GMT", now=784111777 - 9) == 9
-    assert retry_after("Sun, 06 Nov 1994 08:49:37 GMT") == 0
-    for value in (None, "soon", "", "nan", "Sun, 99 Nov 1994"):
-        assert retry_after(value) is None
-
-
-def test_backoff_doubles_with_jitter() -> None:
-    for tries, high in [(1, 0.5), (2, 1.0), (3, 2.0), (20, 30.0)]:
-        assert all(high / 2 <= backoff(tries) <= high for _ in range(50))
-
-
-def test_refused_requests_are_not_tried_again(serve: Any, engine: Any) -> None:
-    def fault(number: int, body: Body) -> Fault | None:
-        return failure(422, "max_tokens must be positive") if body["seed"] == 100 else None
-
-    server = serve(fault=fault)
-    done = run(engine(server), requests(2))
-    assert done[1, 0].error == "server: HTTP 422: max_tokens must be positive"
-    assert server.asked == 2
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "This model's maximum context length is 2048 tokens. However, you requested 4000 tokens.",
-        "the request exceeds the available context size, try increasing it",
-        "The input (9000 tokens) is longer than the model's context length (2048 tokens).",
-        "Input is too long: 9000 tokens",
-    ],
-)
-def test_too_long_prompts_are_recognised(serve: Any, engine: Any, message: str) -> None:
-    server = serve(fault=lambda number, body: failure(400, message))
-    done = run(engine(server), requests(20))
-    assert all(c.error is not None and c.error.startswith("too_long: HTTP 400: ") for c in done.values())
-    assert len(done) == 20
-
-
-def test_a_hanging_request_times_out_alone(serve: Any, engine: Any) -> None:
-    server = serve(fault=lambda number, body: HANG if body["seed"] == 100 else None)
-    done = run(engine(server, timeout=0.3), requests(4))
-    assert done[1, 0].error == "timeout: no answer within 0.3 s"
-    assert sum(c.error is None for c in done.values()) == 3
-
-
-def test_a_dripping_answer_does_not_outlast_the_timeout(serve: Any, engine: Any) -> None:
-    slow = Fault(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b" " * 5000, pieces=2000, delay=0.001)
-    server = serve(fault=lambda number, body: slow if body["seed"] == 100 else None)
-    done = run(engine(server, timeout=0.3), requests(2))
-    assert done[1, 0].error == "timeout: no answer within 0.3 s"
-
-
-def test_dropped_connections_are_tried_again(serve: Any, engine: Any) -> None:
-    server = serve(fault=lambda number, body: DROP if number % 3 == 0 else None)
-    done = run(engine(server, concurrency=2, retries=10), requests(20))
-    assert all(c.error is None for c in done.values())
-
-
-def test_a_server_that_closes_idle_connections_costs_no_try(serve: Any, engine: Any) -> None:
-    server = serve()
-    eng = engine(server, retries=0, concurrency=1)
-    eng_done = run(eng, requests(2))
-    closing = chat_completion({"seed": 1, "messages": [{"content": ""}]}, scores_by_seed, n=1, logprobs=False)
-    raw = reply(200, closing).raw
-    server.fault = lambda number, body: Fault(raw, close=True)
-    eng_done = run(eng, requests(6))
-    assert all(c.error is None for c in eng_done.values())
-
-
-GARBAGE: dict[str, Fault] = {
-    "html": reply(200, "<html><title>Login</title><p>Please\nlog in</p></html>"),
-    "empty": reply(200, ""),
-    "broken": reply(200, '{"choices": [{"mess'),
-    "null": reply(200, "null"),
-    "number": reply(200, "7"),
-    "no choices": reply(200, {"id": 1}),
-    "empty choices": reply(200, {"choices": []}),
-    "choices of strings": reply(200, {"choices": ["hello"]}),
-    "no message": reply(200, {"choices": [{"text": "hello"}]}),
-    "content a list": reply(200, {"choices": [{"message": {"content": ["x"]}}]}),
-    "content a number": reply(200, {"choices": [{"message": {"content": 5}}]}),
-    "bad utf-8": reply(200, b'{"choices": [{"message": {"content": "\xff\xfe"}}]}'),
-    "deep": reply(200, "[" * 100_000),
-    "error in a 200": reply(200, {"error": {"message": "model crashed"}}),
-    "huge": reply(200, " " * 50_000),
-    "redirect": reply(302, "", location="http://127.0.0.1:1/"),
-    "not http": Fault(b"SSH-2.0-OpenSSH_9.2\r\n", close=True),
-    "bad length": Fault(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}", close=True),
-    "negative length": Fault(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}", close=True),
-    "bad chunk": Fault(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", close=True),
-    "short body": Fault(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}", close=True),
-    "endless head": Fault(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000, close=True),
-    "zero status": Fault(b"HTTP/1.1 000 OK\r\n\r\n", close=True),
-    "no header colon": Fault(b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\nnonsense", close=True),
-}
-
-
-@pytest.mark.parametrize("name", GARBAGE)
-def test_garbage_is_the_samples_error(serve: Any, engine: Any, name: str) -> None:
-    server = serve(fault=lambda number, body: GARBAGE[name] if body["seed"] == 300 else None)
-    done = run(engine(server, retries=1, max_response_bytes=40_000, concurrency=2), requests(6))
-    failed = [key for key, c in done.items() if c.error]
-    assert failed == [(3, 0)]
-    error = done[3, 0].error
-    assert error is not None
-    assert error.startswith("server: ")
-    assert "\n" not in error
-    assert len(error) < 300
-
-
-def test_only_garbage_stops_the_run(serve: Any, engine: Any) -> None:
-    server = serve(fault=lambda number, body: GARBAGE["html"])
-    with pytest.raises(EngineError, match=r"the first 16 requests to .* all failed; the last: .*Login Please log in"):
-        run(engine(server), requests(100))
-    assert server.asked <= 16 + 64 * 2
-
-
-def test_a_few_requests_of_garbage_are_answered(serve: Any, engine: Any) -> None:
-    done = run(engine(serve(fault=lambda number, body: GARBAGE["html"])), requests(15))
-    assert len(done) == 15
-
-
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [(401, "bad key.*check the API key"), (403, "check the API key"), (404, "check --base-url and --model")],
-)
-def test_refusals_of_the_whole_run_stop_it(serve: Any, engine: Any, status: int, words: str) -> None:
-    server = serve(fault=lambda number, body: failure(status, "bad key"))
-    with pytest.raises(EngineError, match=f"HTTP {status}: .*{words}") as caught:
-        run(engine(server, api_key="sk-secret"), requests(100))
-    assert "sk-secret" not in str(caught.value)
-
-
-def test_a_dead_server_stops_the_run_soon(engine: Any) -> None:
-    url = f"http://127.0.0.1:{free_port()}/v1"
-    start = time.monotonic()
-    with pytest.raises(EngineError, match=f"no server answers at {url} .connection refused.: is it running") as caught:
-        run(engine(url, start_bound=0.5), requests(100))
-    assert time.monotonic() - start < 5
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_host_stops_the_run(engine: Any) -> None:
-    with pytest.raises(EngineError, match=r"no server answers at http://nowhere\.invalid:80"):
-        run(engine("http://nowhere.invalid:80", start_bound=0.3), requests(1))
-
-
-def test_a_server_that_is_starting_is_waited_for(engine: Any) -> None:
-    port = free_port()
-    server = FakeServer(port=port)
-    timer = threading.Timer(0.4, server.__enter__)
-    timer.start()
-    try:
-        done = run(engine(f"http://127.0.0.1:{port}"), requests(10))
-    finally:
-        timer.join()
-        server.__exit__()
-    assert all(c.error is None for c in done.values())
-
-
-def test_a_server_that_dies_and_comes_back_loses_nothing(engine: Any) -> None:
-    first = FakeServer(latency=0.01).__enter__()
-    second = FakeServer(port=first.port, latency=0.001)
-    generator = engine(first, concurrency=4).generate(requests(100))
-    done = [next(generator) for _ in range(10)]
-    first.__exit__()
-    timer = threading.Timer(0.5, second.__enter__)
-    timer.start()
-    try:
-        done += list(generator)
-    finally:
-        timer.join()
-        second.__exit__()
-    assert len(done) == 100
-    assert all(c.error is None for c in done)
-
-
-def test_a_server_that_stays_dead_stops_the_run(engine: Any) -> None:
-    server = FakeServer().__enter__()
-    generator = engine(server, concurrency=2, dead_after=0.5).generate(requests(1000))
-    next(generator)
-    server.__exit__()
-    with pytest.raises(EngineError, match=r"no server has worked for .*connection refused.*can be resumed"):
-        list(generator)
-
-
-def test_requests_are_spread_and_a_dead_url_is_left_out(serve: Any, engine: Any) -> None:
-    servers = [serve(latency=0.01), serve(latency=0.01)]
-    dead = f"http://127.0.0.1:{free_port()}/v1"
-    done = run(engine(*servers, dead, concurrency=8), requests(80))
-    assert all(c.error is None for c in done.values())
-    assert [s.asked > 25 for s in servers] == [True, True]
-
-
-def test_a_quickly_failing_url_does_not_draw_the_requests(serve: Any, engine: Any) -> None:
-    good = serve(latency=0.01)
-    bad = serve(fault=lambda number, body: failure(500, "broken"))
-    done = run(engine(good, bad, concurrency=8), requests(200))
-    assert all(c.error is None for c in done.values())
-    assert bad.asked < 40
-
-
-def test_a_url_set_aside_is_used_again(serve: Any, engine: Any) -> None:
-    good, other = serve(latency=0.02), serve(latency=0.02, fault=lambda n, body: failure(503, "x") if n < 4 else None)
-    run(engine(good, other, concurrency=4), requests(200))
-    assert other.asked > 20
 
 
 # The wire
@@ -559,6 +265,14 @@ def test_every_form_of_body_in_any_pieces(serve: Any, engine: Any, form: str, pi
 
     done = run(engine(serve(fault=fault), concurrency=1), requests(2))
     assert [done[i, 0].text for i in range(2)] == ["seed 0 choice 0", "seed 100 choice 0"]
+
+
+def test_percent_signs_in_url_and_key_are_only_text(serve: Any, engine: Any) -> None:
+    server = serve()
+    done = run(engine(f"http://127.0.0.1:{server.port}/a%20b/%s/v1", api_key="k%d%"), requests(1))
+    assert done[0, 0].error is None
+    assert server.heads[0].startswith("post /a%20b/%s/v1/chat/completions ")
+    assert "bearer k%d%" in server.heads[0]
 
 
 def test_a_proxy_of_the_environment_is_used(serve: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -639,7 +353,8 @@ def test_the_key_comes_from_the_environment(serve: Any, engine: Any, monkeypatch
     "options",
     [
         {"concurrency": 0}, {"timeout": 0.0}, {"retries": -1}, {"extra_body": {"n": 3}},
-        {"extra_body": {"stream": True}}, {"max_response_bytes": 0},
+        {"extra_body": {"stream": True}}, {"max_response_bytes": 0}, {"extra_body": {"seed": 5}},
+        {"extra_body": {"max_tokens": "many"}}, {"extra_body": {"x": {1}}},
     ],
 )  # fmt: skip
 def test_options_that_cannot_work(options: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opengrm.templates.base import Parsed
-from opengrm.templates.parsing import boxed_scores, number, released_contents, released_scores, sections
+from opengrm.templates.parsing import boxed_scores, number, released_scores, released_spans, sections
 from opengrm.templates.recorded import ALL_RULES, output_verdict, winner_number
 
 BOXED = [
@@ -32,6 +32,14 @@ BOXED = [
     ("\\boxed{8,\n7}", (8.0, 7.0)),
     ("<think>\\boxed{1, 2}</think>\\boxed{8, 7}", (8.0, 7.0)),
     ("\\boxed{8, 7}\n<think>so \\boxed{1, 2}</think> done", "unparsable"),
+    ("<think>first guess \\boxed{9, 2} but wait", "unparsable"),
+    ("\n <think>\nfirst guess \\boxed{9, 2}", "unparsable"),
+    ("<think>a</think>\n<think>\\boxed{9, 2}", "unparsable"),
+    ("Response 1 writes <think>.\nScores: \\boxed{8, 7}", (8.0, 7.0)),
+    ("Analysis: Response 1 writes \\boxed{10, 1}.\nScores: 3, 8", "unparsable"),
+    ("Analysis: Response 1 writes \\boxed{10, 1}. Score: 3, 8", "unparsable"),
+    ("**Analysis:** it writes \\boxed{10, 1}\n\n## Scores\n3, 8", "unparsable"),
+    ("Scores: \\boxed{8, 7}\nThe scores follow from the criteria.", (8.0, 7.0)),
     ("", "unparsable"),
     ("8, 7", "unparsable"),
     ("boxed{8, 7}", "unparsable"),
@@ -84,6 +92,7 @@ def test_details_say_what_was_found() -> None:
         ("released", r"\boxed{8, x, 7}", 2, (8.0, 7.0)),  # parts that are not numbers are dropped
         ("released", r"\boxed{8, 11}", 2, "out_of_range"),  # not clamped
         ("released", "none", 2, "unparsable"),
+        ("released", "Response 1 says [10, 1].\nScores: 3, 8", 2, "unparsable"),
         (
             "individual",
             "[The Begin of Individual Scores]\n\\boxed{4, 2}\n[The End of Individual Scores]\n"
@@ -100,6 +109,8 @@ def test_details_say_what_was_found() -> None:
         ("result", "Feedback: good. [RESULT] (4).\n", 1, (4.0,)),
         ("result", "[RESULT] 4 is what I would say", 1, "unparsable"),
         ("result", "[RESULT] 14", 1, "out_of_range"),
+        ("result", "<think>perhaps [RESULT] 4", 1, "unparsable"),
+        ("first-line", "<think>9 1</think>\n8 9", 2, (8.0, 9.0)),
         ("first-line", "8 9\nAssistant 2 is better.", 2, (8.0, 9.0)),
         ("first-line", "8, 9.5", 2, (8.0, 9.5)),
         ("first-line", "First, let us solve the problem:\n8 9", 2, "unparsable"),
@@ -167,6 +178,30 @@ def test_sections(text: str, principles: str | None, critique: str | None) -> No
     assert found[1] == critique or (critique is not None and found[1] is not None and found[1].startswith(critique))
 
 
+@pytest.mark.parametrize(
+    ("rule", "text", "n", "followed"),
+    [
+        ("boxed", "\\boxed{8, 7}", 2, False),
+        ("boxed", "**Scores: $\\boxed{8, 7}$**.\n\n", 2, False),
+        ("boxed", "Response 1 says \\boxed{8, 7}, which", 2, True),
+        ("released", "it says 8, [8] but 8", 1, True),
+        ("released", "it says [8].", 1, False),
+        ("individual", "[The Begin of Individual Scores] \\boxed{8, 7}", 2, False),
+        ("individual", "[The Begin of Individual Scores] \\boxed{8, 7} [The End of Individual Scores] so", 2, True),
+        ("double-bracket", "[[8]] at", 1, True),
+        ("letter-verdict", "Answer 1 says [[A]], which", 2, True),
+        ("letter-verdict", "so [[A]].", 2, False),
+        ("error-verdict", "It contains an error in", 1, True),
+        ("first-line", "8 7\nBoth are", 2, False),  # what comes later is not read anyway
+    ],
+)
+def test_a_rule_for_the_last_place_says_whether_words_follow_it(rule: str, text: str, n: int, followed: bool) -> None:
+    low_high = (0, 1) if rule.endswith("verdict") else (0, 10)
+    parsed = ALL_RULES[rule](text, n, *low_high)
+    assert parsed.scores is not None
+    assert parsed.followed == followed
+
+
 # ---- fuzzing
 
 PIECES = [*"\\{}[]()0123456789.,/:*#- \n\t\r\0ABCab", "boxed", "\\boxed{", "Scores:", "８", "\u200b"]
@@ -204,7 +239,7 @@ RELEASED = re.compile(r"(?:\\{1,2}boxed\{|\[)\s*([^\]\}]+?)\s*(?:\}|\])")
 @given(text=NASTY)
 @settings(max_examples=400, deadline=None)
 def test_released_scanner_finds_what_the_released_pattern_finds(text: str) -> None:
-    assert [content.strip() for content in released_contents(text)] == [m.strip() for m in RELEASED.findall(text)]
+    assert [text[span].strip() for span in released_spans(text)] == [m.strip() for m in RELEASED.findall(text)]
 
 
 @given(value=st.floats(0, 10).map(lambda x: round(x, 3)))
@@ -221,6 +256,7 @@ def test_a_megabyte_of_anything_is_read(piece: str) -> None:
     for rule in ALL_RULES.values():
         assert rule(text, 2, 1, 10).scores is None
     assert boxed_scores(text + "\n\\boxed{8, 7}", 2, 1, 10).scores == (8.0, 7.0)
+    assert boxed_scores("\\boxed{8, 7}" + text + "\nScores: 7", 2, 1, 10).scores is None
     sections(text)
 
 

@@ -241,6 +241,36 @@ def test_models_do_not_vote_together_unless_pooled() -> None:
     assert (pooled.tied, pooled.asked, pooled.extra) == ((0, 1), 2, {})
 
 
+SETTINGS = {"top_p": 1.0, "max_tokens": 256, "orders": "balanced"}
+
+
+def test_sampling_settings_do_not_vote_together() -> None:
+    votes = []
+    for changed in ({}, {"top_p": 0.9}, {"max_tokens": 64}, {"orders": "fixed"}):
+        votes += judged("a", [(2, 1), (1, 2)], model="m", extra={"sampling": SETTINGS | changed})
+    report = revote(votes, labels(a=0), ks=[1])
+    assert [(row["top_p"], row["max_tokens"], row["orders"]) for row in report.rows] == [
+        (1.0, 256, "balanced"), (0.9, 256, "balanced"), (1.0, 64, "balanced"), (1.0, 256, "fixed"),
+    ]  # fmt: skip
+    assert [v.extra["max_tokens"] for v in verdicts(report.recorded)] == [256, 256, 64, 256]
+    (pooled,) = verdicts(revote(votes, pool=True).recorded)
+    assert pooled.asked == 8
+
+
+@pytest.mark.parametrize("wrong", ["T = 1", ["top_p"], {"top_p": "1"}, {"orders": ["fixed"]}, {"max_tokens": True}])
+def test_sampling_that_cannot_be_read_is_a_bad_row(wrong: Any) -> None:
+    with pytest.raises(BadRow, match="item 'a', sample 0: 'sampling' must be an object"):
+        revote(judged("a", [(2, 1)], extra={"sampling": wrong}))
+
+
+@pytest.mark.parametrize("keys", [(None, None), ("k1", "k2"), ("k1", None)])
+def test_one_sample_twice_in_a_source_is_refused(keys: tuple[str | None, ...]) -> None:
+    votes = [Judgment("b", (2, 1)), *(Judgment("a", (2, 1), sample=3, key=key) for key in keys)]
+    with pytest.raises(UsageError, match=r"item 'a': sample 3 is there twice .*--pool"):
+        revote(votes)
+    assert revote(votes, pool=True).counts["judgments"] == 3
+
+
 def test_verdicts_are_those_of_vote_in_order_of_appearance() -> None:
     draw = np.random.default_rng(0)
     votes = [
@@ -258,7 +288,7 @@ def test_verdicts_are_those_of_vote_in_order_of_appearance() -> None:
 
 def test_a_repeated_key_counts_once_and_the_later_row_stays() -> None:
     first, second = judged("a", [(2, 1)], key="k")[0], judged("a", [(1, 2)], key="k")[0]
-    report = revote([first, *judged("a", [(3, 3)]), second], labels(a=0))
+    report = revote([first, Judgment("a", (3, 3), sample=1), second], labels(a=0))
     assert report.counts["duplicates"] == 1
     assert report.counts["judgments"] == 2
     assert next(verdicts(report.recorded)).scores == (4, 5)
@@ -282,6 +312,34 @@ def test_a_wrong_number_of_scores() -> None:
     assert len(bad) == 1
     with pytest.raises(BadRow, match="2 scores for 4 responses"):
         revote(votes, Labels({"a": 4}, {"a": 0}))
+
+
+def test_numbers_of_votes_that_nothing_has_samples_for_are_named() -> None:
+    votes = [*judged("a", [(2, 1)] * 4, model="m1"), *judged("a", [(2, 1)] * 2, model="m2"), *singles([1, 1])]
+    known = Labels({"a": 2, "i0": 1}, {"a": 0, "i0": 1})
+    report = revote(votes, known, ks=[1, 4, 8])
+    assert report.to_json()["unmet"] == [
+        {"model": "m1", "group": "pairs", "ks": [8], "samples": 4},
+        {"model": "m2", "group": "pairs", "ks": [4, 8], "samples": 2},
+        {"group": "singles", "ks": [4, 8], "samples": 2},
+    ]
+    assert revote(votes, known).unmet == []
+    assert revote(votes, ks=[8]).unmet == []  # without labels there are no rows at all
+
+
+def test_items_name_their_clusters() -> None:
+    prompt = (Message("user", "?"),)
+    items = [Item(prompt, ("x", f"y{i}"), best=0, id=f"i{i}", source={"cluster": i // 4}) for i in range(40)]
+    votes = [
+        j for i in range(40) for j in judged(f"i{i}", [(2, 1) if i % 8 < 4 else (1, 2)] * 2, plan_orders(2, 2, ""))
+    ]
+    together = revote(votes, Labels.of([*items, Item(prompt, ("x",), id="alone")]))
+    alone = revote(votes, Labels.of(items, clusters={}))
+    assert Labels.of(items).clusters["i7"] == "1"
+    for found in ("rows", "agreement", "positions"):
+        assert len(getattr(together, found)) == len(getattr(alone, found)) > 0
+    wide, narrow = (by_k(report)[1]["accuracy"] for report in (together, alone))
+    assert wide["high"] - wide["low"] > 1.7 * (narrow["high"] - narrow["low"])
 
 
 def test_labels_of_items() -> None:
@@ -334,6 +392,29 @@ def test_single_responses_with_real_labels() -> None:
     # Ranks of the means 2, 2, 4.5, 5 with a tie, and of the rewards.
     assert row["spearman"]["mean"] == pytest.approx(statistics.correlation([1.5, 1.5, 3, 4], [1, 2, 3, 4]))
     assert row["accuracy"] is None
+
+
+def test_exact_hits_of_graded_labels() -> None:
+    votes = singles([4, 4, 2], [3, 2, 2], [5, None, None], [None] * 3, [1, 2, 3])
+    row = by_k(revote(votes, rewards(4, 3, 5, 2, 2), ks=[3], how="majority"), "singles")[3]
+    # Hit, miss, hit, no verdict (which earns nothing: a score has no level of chance), one of three that tie.
+    assert row["accuracy"]["mean"] == pytest.approx((1 + 0 + 1 + 0 + 1 / 3) / 5)
+    assert row["accuracy_valid"]["mean"] == pytest.approx((1 + 0 + 1 + 1 / 3) / 4)
+    assert row["strict"]["mean"] == pytest.approx(2 / 5)
+    assert row["pearson"] is not None
+    for how in ("sum", "mean"):  # a mean of scores is no score
+        assert by_k(revote(votes, rewards(4, 3, 5, 2, 2), ks=[1], how=how), "singles")[1]["accuracy"] is None  # type: ignore[arg-type]
+
+
+def test_huge_and_tiny_scores_correlate_as_others_do() -> None:
+    for size in (1e100, 1e-100):
+        report = revote(
+            singles([-size, size], [size, size], [size, -size], [0, 0]), rewards(-size, size, 0.5 * size, 0)
+        )
+        expected = revote(singles([-1, 1], [1, 1], [1, -1], [0, 0]), rewards(-1, 1, 0.5, 0))
+        for name in ("pearson", "spearman"):
+            assert by_k(report, "singles")[1][name] == pytest.approx(by_k(expected, "singles")[1][name])
+        assert report.agreement[0]["split_half"] == pytest.approx(expected.agreement[0]["split_half"])
 
 
 def test_statistics_that_are_not_defined_are_none() -> None:

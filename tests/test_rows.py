@@ -136,7 +136,13 @@ def test_rm_bench_gives_nine_pairs() -> None:
     items = items_from_row(RM_BENCH)
     assert [i.id for i in items] == [f"chat/4/{a}-{b}" for a in range(3) for b in range(3)]
     assert (items[5].responses, items[5].best) == (("c1", "r2"), 0)
-    assert items[5].source == {"schema": "rm-bench", "domain": "chat", "id": 4, "chosen_style": 1, "rejected_style": 2}
+    assert items[5].source == {"schema": "rm-bench", "domain": "chat", "id": 4, "chosen_style": 1, "rejected_style": 2,
+                               "cluster": "chat/4"}  # fmt: skip
+    assert {i.cluster for i in items} == {"chat/4"}
+    unnamed = {**RM_BENCH, "id": None}
+    first, other = (items_from_row({**unnamed, "prompt": prompt}) for prompt in ("p", "q"))
+    assert len({i.cluster for i in first}) == len({i.cluster for i in other}) == 1
+    assert first[0].cluster != other[0].cluster
 
 
 def test_rewardbench_2() -> None:

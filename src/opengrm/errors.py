@@ -40,4 +40,7 @@ class MissingExtra(OpenGRMError):
     """A part of OpenGRM was asked for whose libraries are not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs the extra '{extra}': pip install 'opengrm[{extra}]'")
+        super().__init__(
+            f"{what} needs the extra '{extra}': pip install -e '.[{extra}]' in a checkout of OpenGRM,"
+            f" pip install 'opengrm[{extra}]' where an index has it"
+        )

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+LARGEST = 1e100  # size of a reward: sums and squares of many stay finite
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -49,11 +50,12 @@ class Item:
         prompt: the conversation, at least one message.
         responses: the candidates, n >= 1. An empty string is a response (a model can answer nothing).
         best: index of the best response, in 0..n-1.
-        rewards: a ground-truth reward for each response (n finite numbers). For n = 1 this is the label of Eq. 10.
+        rewards: a ground-truth reward for each response (n numbers of at most 1e100 in size; `best`, where given, has
+            the highest). For n = 1 this is the label of Eq. 10.
         reference: a reference answer that the judge may be shown.
         principles: principles given by the user instead of self-generated ones (Eq. 8).
         id: the caller's name for the item; the content hash where none was given.
-        source: where the row came from (dataset, subset, row, ...), kept as it is.
+        source: where the row came from (dataset, subset, row, ..., `cluster`), kept as it is.
         extra: unknown keys of the row, written back as they were read.
     """
 
@@ -80,6 +82,10 @@ class Item:
                 raise ValueError(f"'rewards' has {len(self.rewards)} numbers for {n} responses")
             if not all(math.isfinite(r) for r in self.rewards):
                 raise ValueError("'rewards' holds a number that is not finite")
+            if any(abs(r) > LARGEST for r in self.rewards):
+                raise ValueError(f"'rewards' holds a number beyond {LARGEST:g}")
+            if self.best is not None and self.rewards[self.best] < max(self.rewards):
+                raise ValueError(f"'best' is {self.best}, but 'rewards' has a higher one elsewhere")
         if not self.id:
             object.__setattr__(self, "id", self.key)
 
@@ -87,6 +93,12 @@ class Item:
     def n(self) -> int:
         """Number of responses."""
         return len(self.responses)
+
+    @property
+    def cluster(self) -> str | None:
+        """What makes items depend on one another (a shared prompt), by `source["cluster"]`: intervals go by it."""
+        cluster = self.source.get("cluster")
+        return None if cluster is None else str(cluster)
 
     @cached_property
     def key(self) -> str:
@@ -163,6 +175,8 @@ def item_from_json(row: Mapping[str, Any]) -> Item:
     if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
         raise ValueError("'responses' must be a list of strings")
     best = row.get("best")
+    if isinstance(best, float) and best.is_integer():  # a column of a data frame that also holds missing labels
+        best = int(best)
     if best is not None and (isinstance(best, bool) or not isinstance(best, int)):
         raise ValueError(f"'best' must be an index, not {best!r}")
     rewards = row.get("rewards")

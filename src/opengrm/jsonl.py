@@ -11,6 +11,7 @@ refused.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -38,7 +39,7 @@ MAX_DEPTH = 64  # of nested arrays and objects
 MAX_DIGITS = 300  # of a whole number, so that it fits a double
 
 
-def read_rows(path: str | Path, on_bad: OnBad | None = None) -> Iterator[tuple[str, Row]]:
+def read_rows(path: str | Path, on_bad: OnBad | None = None, *, name: str | None = None) -> Iterator[tuple[str, Row]]:
     """The rows of a file with their places ("file:line", or "file[index]" in an array or Parquet file).
 
     Empty lines and a byte order mark at the start are passed over.
@@ -46,6 +47,7 @@ def read_rows(path: str | Path, on_bad: OnBad | None = None) -> Iterator[tuple[s
     Args:
         path: the file, or "-".
         on_bad: called with each bad row, which is then left out; None raises it.
+        name: what places call the file, where it is a copy of something else.
 
     Raises:
         BadRow: a row is not a JSON object in UTF-8 (only with `on_bad=None`).
@@ -53,7 +55,7 @@ def read_rows(path: str | Path, on_bad: OnBad | None = None) -> Iterator[tuple[s
         OpenGRMError: the file cannot be read or decompressed, or holds no row at all.
     """
     path = Path(path)
-    name = _place_of(path)
+    name = name or _place_of(path)
     seen = False
 
     def report(row: BadRow) -> None:
@@ -68,6 +70,14 @@ def read_rows(path: str | Path, on_bad: OnBad | None = None) -> Iterator[tuple[s
         yield row
     if not seen:
         raise OpenGRMError(f"{name}: no rows")
+
+
+def bare_name(path: Path) -> str:
+    """The file's name without those of its endings that say how rows are stored."""
+    name = path.name
+    for endings in ((".gz", ".zst"), (".jsonl", ".json", ".parquet")):
+        name = next((name[: -len(e)] for e in endings if name.lower().endswith(e) and len(name) > len(e)), name)
+    return name
 
 
 def _place_of(path: Path) -> str:
@@ -310,12 +320,13 @@ class RowWriter:
     """Writes rows to a file that appears whole or not at all; use as a context manager.
 
     The rows go to a temporary file in the same folder, which takes the file's place (through a link, and with its
-    permissions) when the block ends without an error; otherwise it is removed and the old file stays. `-` (standard
-    output) and devices are written to directly. Keys keep their order.
+    permissions) when the block ends without an error; otherwise it is removed and the old file stays. Its name is
+    always the same, so that what a killed writer left is written over, and it is locked, so that two writers do not
+    mix. `-` (standard output) and devices are written to directly. Keys keep their order.
 
     Raises:
         UsageError: the folder is not there, or the path is a folder.
-        OpenGRMError: the file cannot be written (no permission, disk full), or a row cannot.
+        OpenGRMError: the file cannot be written (no permission, disk full, another writer at it), or a row cannot.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -325,6 +336,7 @@ class RowWriter:
         self._kind, self._packed = ("lines", "") if str(path) == "-" else _endings(self.path)
         self._target = self.path
         self._temporary: Path | None = None
+        self._descriptor = -1  # of the temporary file; open, and with it the lock, until the file has its name
         self._parquet: ParquetRows | None = None
         self._stack = contextlib.ExitStack()
 
@@ -353,8 +365,10 @@ class RowWriter:
         if there and not self._target.is_file():  # a device or a pipe
             raw = self._stack.enter_context(self._target.open("wb"))
         else:
-            self._temporary = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
-            raw = self._stack.enter_context(self._temporary.open("wb"))
+            part = self._target.with_name(f".{self._target.name}.part")
+            self._descriptor = _locked(part, self._name)
+            self._temporary = part
+            raw = self._stack.enter_context(os.fdopen(self._descriptor, "wb", closefd=False))
             if there:
                 self._temporary.chmod(stat.S_IMODE(self._target.stat().st_mode))
         if self._packed == "gz":  # no name and no time in the file: the same rows give the same bytes
@@ -399,9 +413,9 @@ class RowWriter:
             self._file.flush()
         self._stack.close()
         if self._temporary is not None:
-            with self._temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            os.fsync(self._descriptor)
             os.replace(self._temporary, self._target)
+            self._temporary = None
 
     def _abandon(self) -> None:
         """Close what is open and remove the temporary file, if it is still there."""
@@ -409,6 +423,9 @@ class RowWriter:
             self._stack.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -420,6 +437,39 @@ class RowWriter:
             raise OpenGRMError(f"{self._name}: {error.strerror or _one_line(error)}") from error
         except ValueError as error:  # NaN, or a surrogate
             raise OpenGRMError(f"{self._name}: row {self.count} cannot be written: {_one_line(error)}") from error
+
+
+def _locked(path: Path, name: str) -> int:
+    """The file, made or emptied, as a descriptor that holds its lock. Raises OpenGRMError where another one does."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if not _lock(descriptor):
+                raise OpenGRMError(f"{name}: another process is writing it")
+            # Between opening and locking, the writer before us may have given the file its name, or removed it.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                    os.truncate(descriptor, 0)
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a file that is open cannot be replaced anyway
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+            raise
+    return True
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -7,13 +7,13 @@ A judgment without scores carries `error`, "<kind>: <detail>". The kinds:
     out_of_range  a score outside the template's range, or not finite
     truncated     the generation hit its token limit before it gave scores
     too_long      the prompt does not fit the model's context
+    template      the template cannot show this item (in this order)
     timeout       no answer in time            } transient: a resumed run asks again
     server        the server failed or refused }
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,11 @@ from typing import Any
 from opengrm.items import identifier, is_number
 
 TRANSIENT_ERRORS = ("timeout", "server")
+
+# Bounds of what a row may hold: whole numbers as SQLite, Parquet and int64 hold them, and scores whose sum over any
+# number of votes stays finite.
+MAX_WHOLE = 2**63 - 1
+MAX_SCORE = 1e100
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,10 @@ class Judgment:
         meta: the meta RM's logit that this judgment is correct, where one was asked.
         seed: the sampling seed, derived from the key.
         prompt_tokens, completion_tokens: cost of this judgment alone (a shared prefill counts in each that read it).
-        extra: unknown keys, kept.
+        extra: unknown keys, kept. A judge of ours writes "sampling" here: {"top_p", "max_tokens", "orders"}.
+
+    Raises:
+        ValueError: both scores and an error or neither, an order that is none, or a number out of bounds.
     """
 
     item: str
@@ -65,8 +73,13 @@ class Judgment:
         if self.scores is not None:
             if not self.scores:
                 raise ValueError("'scores' is empty")
-            if not all(math.isfinite(s) for s in self.scores):
-                raise ValueError("'scores' holds a number that is not finite")
+            _check_bounds("scores", self.scores)
+        for name in _WHOLE:
+            whole = getattr(self, name)
+            if whole is not None and not 0 <= whole <= MAX_WHOLE:
+                raise ValueError(f"'{name}' is out of bounds: expected a whole number from 0 to 2**63 - 1")
+        _check_bounds("meta", () if self.meta is None else (self.meta,))
+        _check_bounds("temperature", () if self.temperature is None else (self.temperature,))
         if self.order is not None:
             n = len(self.order)
             if sorted(self.order) != list(range(n)):
@@ -92,11 +105,17 @@ JUDGMENT_KEYS = (
     "item", "sample", "key", "order", "scores", "error", "text", "principles", "critique", "meta",
     "model", "template", "temperature", "seed", "prompt_tokens", "completion_tokens",
 )  # fmt: skip
+_WHOLE = ("sample", "seed", "prompt_tokens", "completion_tokens")
 _TYPES: dict[str, tuple[type, ...]] = {
     "sample": (int,), "key": (str,), "error": (str,), "text": (str,), "principles": (str,), "critique": (str,),
     "meta": (int, float), "model": (str,), "template": (str,), "temperature": (int, float), "seed": (int,),
     "prompt_tokens": (int,), "completion_tokens": (int,),
 }  # fmt: skip
+
+
+def _check_bounds(name: str, values: Sequence[float]) -> None:
+    if not all(abs(value) <= MAX_SCORE for value in values):  # not so for nan either
+        raise ValueError(f"'{name}' holds a number that is not finite, or beyond {MAX_SCORE:g} either way")
 
 
 def judgment_from_json(row: Mapping[str, Any], *, sample: int = 0) -> Judgment:
@@ -117,6 +136,7 @@ def judgment_from_json(row: Mapping[str, Any], *, sample: int = 0) -> Judgment:
     scores, order = row["scores"], row.get("order")
     if scores is not None and not (isinstance(scores, list) and all(is_number(s) for s in scores)):
         raise ValueError("'scores' must be a list of numbers, or null for a missing judgment")
+    _check_bounds("scores", scores or ())  # before a whole number too large for a float becomes one
     if order is not None and not (isinstance(order, list) and all(type(i) is int for i in order)):
         raise ValueError("'order' must be a list of response indices")
     values: dict[str, Any] = {"sample": sample}

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from opengrm.errors import OpenGRMError, UsageError
 from opengrm.items import content_hash
@@ -23,17 +23,24 @@ from opengrm.judgments import TRANSIENT_ERRORS, Judgment, judgment_from_json
 
 FORMAT = 1
 _APPLICATION_ID = 0x47524D31  # "GRM1": tells our files from other SQLite files
-_SCHEMA = """
-CREATE TABLE judgments (
+_SCHEMA = (
+    """CREATE TABLE judgments (
     key TEXT NOT NULL, item TEXT NOT NULL, sample INTEGER NOT NULL, model TEXT, template TEXT, temperature REAL,
     error_kind TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, seconds REAL, row TEXT NOT NULL,
     PRIMARY KEY (key, item)
-);
-CREATE INDEX by_item ON judgments (item);
-"""
+)""",
+    "CREATE INDEX by_item ON judgments (item)",
+)
 # Scores of meta RMs by a key over the meta RM and the text it read; ledgers made before there were any get the table.
 _METAS = "CREATE TABLE IF NOT EXISTS metas (key TEXT PRIMARY KEY, model TEXT NOT NULL, meta REAL NOT NULL)"
 _IN_ORDER = "ORDER BY item, model, template, temperature, sample, key"
+
+
+class Added(NamedTuple):
+    """What became of rows that were put: new ones, and those that were there (or came twice) and were replaced."""
+
+    new: int
+    known: int
 
 
 class Ledger:
@@ -72,10 +79,16 @@ class Ledger:
         self._db.execute("PRAGMA synchronous=NORMAL")
         # The disk is waited for at checkpoints only: every 32 MiB of log instead of SQLite's 4.
         self._db.execute("PRAGMA wal_autocheckpoint=8000")
-        if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            self._db.executescript(
-                f"BEGIN;{_SCHEMA}PRAGMA application_id={_APPLICATION_ID};PRAGMA user_version={FORMAT};COMMIT;"
-            )
+        if self._empty():
+            self._db.execute("BEGIN IMMEDIATE")
+            if self._empty():  # looked at again: another process may have been quicker
+                for statement in (
+                    *_SCHEMA,
+                    f"PRAGMA application_id={_APPLICATION_ID}",
+                    f"PRAGMA user_version={FORMAT}",
+                ):
+                    self._db.execute(statement)
+            self._db.execute("COMMIT")
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if application != _APPLICATION_ID:
@@ -83,6 +96,9 @@ class Ledger:
         if version != FORMAT:
             raise UsageError(f"{self.path}: ledger format {version}, this OpenGRM reads format {FORMAT}")
         self._db.execute(_METAS)
+
+    def _empty(self) -> bool:
+        return not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -117,18 +133,27 @@ class Ledger:
         with self._explained():
             self._db.execute(_INSERT, _record(judgment, seconds))
 
-    def put_all(self, judgments: Iterable[Judgment]) -> int:
-        """Keep many judgments in one transaction; returns how many rows the ledger gained."""
-        before = len(self)
+    def put_all(self, judgments: Iterable[Judgment], run: str | None = None) -> Added:
+        """Keep many judgments in one transaction.
+
+        Args:
+            judgments: those without a key (imports) get one from their content, so that a file read twice counts once.
+            run: name of the run that they come from; goes into those keys. Minimal votes of two runs are often equal
+                in every word: without a name the second run would be taken for the first read again.
+        """
+        before, rows = len(self), 0
         with self._explained():
             self._db.execute("BEGIN")
             try:
-                self._db.executemany(_INSERT, (_record(j, None) for j in judgments))
+                for judgment in judgments:
+                    rows += 1
+                    self._db.execute(_INSERT, _record(judgment, None, run))
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
-        return len(self) - before
+        new = len(self) - before
+        return Added(new, rows - new)
 
     def get(self, keys: Sequence[str], item: str) -> dict[str, Judgment]:
         """The judgments kept under these keys, for item id `item`; transient failures are left out.
@@ -219,10 +244,10 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 _INSERT = "INSERT OR REPLACE INTO judgments VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
 
-def _record(judgment: Judgment, seconds: float | None) -> tuple[Any, ...]:
+def _record(judgment: Judgment, seconds: float | None, run: str | None = None) -> tuple[Any, ...]:
     row: Mapping[str, Any] = judgment.to_json()
     if judgment.key is None:
-        row = {**row, "key": "import:" + content_hash(row)}
+        row = {**row, "key": "import:" + (content_hash(row) if run is None else content_hash(row, run))}
     return (
         row["key"], judgment.item, judgment.sample, judgment.model, judgment.template, judgment.temperature,
         judgment.error_kind, judgment.prompt_tokens, judgment.completion_tokens, seconds, _encode(row),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -59,7 +60,12 @@ def read_parquet(path: Path, name: str, report: Callable[[BadRow], None]) -> Ite
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON would hold it. Objects lose their nulls: a column of objects has the keys of all rows."""
+    """The value as JSON would hold it. NaN, a data frame's missing number, is null.
+
+    Objects lose their nulls: a column of objects has the keys of all rows.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, dict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,14 +18,16 @@ from opengrm.verdicts import Verdict
 T = TypeVar("T")
 
 
-def read_located_items(path: str | Path, on_bad: OnBad | None = None) -> Iterator[tuple[str, Item]]:
-    """The items of a file with their places, in any schema of `rows.py`; errors as in `jsonl.read_rows`.
+def read_located_items(
+    path: str | Path, on_bad: OnBad | None = None, *, name: str | None = None
+) -> Iterator[tuple[str, Item]]:
+    """The items of a file with their places, in any schema of `rows.py`; arguments and errors as in `jsonl.read_rows`.
 
     A second item with an id that was there with other content is bad: verdicts could not be told apart. The same id
     with the same content is read again.
     """
     seen = _Seen()
-    for where, item in _typed(path, items_from_row, on_bad):
+    for where, item in _typed(path, items_from_row, on_bad, name):
         if item.id != item.key and seen.clashes(item.id, item.key):
             _report(BadRow(where, f"the id {item.id!r} was there before with other content"), on_bad)
             continue
@@ -36,40 +37,6 @@ def read_located_items(path: str | Path, on_bad: OnBad | None = None) -> Iterato
 def read_items(path: str | Path, on_bad: OnBad | None = None) -> Iterator[Item]:
     """The items of a file; see `read_located_items`."""
     return (item for _, item in read_located_items(path, on_bad))
-
-
-@dataclass(frozen=True, slots=True)
-class ItemsSummary:
-    """What a file of items holds.
-
-    Attributes:
-        items: usable items.
-        labelled: those with a best response, or for n = 1 with a reward.
-        fewest, most: range of n, the number of responses; 0 without an item.
-        bad: rows that cannot be used.
-    """
-
-    items: int
-    labelled: int
-    fewest: int
-    most: int
-    bad: int
-
-
-def validate_items(path: str | Path, on_bad: OnBad | None = None) -> ItemsSummary:
-    """Read a whole file of items and keep nothing but the counts; errors as in `read_items`."""
-    bad = labelled = 0
-    sizes: Counter[int] = Counter()
-
-    def count(row: BadRow) -> None:
-        nonlocal bad
-        bad += 1
-        _report(row, on_bad)
-
-    for item in read_items(path, count):
-        sizes[item.n] += 1
-        labelled += item.label is not None or (item.n == 1 and item.rewards is not None)
-    return ItemsSummary(sum(sizes.values()), labelled, min(sizes, default=0), max(sizes, default=0), bad)
 
 
 def read_judgments(path: str | Path, on_bad: OnBad | None = None) -> Iterator[Judgment]:
@@ -101,8 +68,10 @@ def write_verdicts(path: str | Path, verdicts: Iterable[Verdict]) -> int:
     return write_rows(path, (verdict.to_json() for verdict in verdicts))
 
 
-def _typed(path: str | Path, convert: Callable[[Row], list[T]], on_bad: OnBad | None) -> Iterator[tuple[str, T]]:
-    for where, row in read_rows(path, on_bad):
+def _typed(
+    path: str | Path, convert: Callable[[Row], list[T]], on_bad: OnBad | None, name: str | None = None
+) -> Iterator[tuple[str, T]]:
+    for where, row in read_rows(path, on_bad, name=name):
         try:
             values = convert(row)
         except ValueError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from opengrm.items import Item, conversation, is_number, item_from_json
+from opengrm.items import Item, content_hash, conversation, is_number, item_from_json
 from opengrm.preferences import Row, alpaca, item_of, joined, preference, sharegpt, text, texts, unpaired
 
 Convert = Callable[[Row], list[Item]]
@@ -62,12 +62,13 @@ def rm_bench(row: Row) -> list[Item]:
     """RM-Bench: `{"id": 8, "prompt", "chosen": [3 texts], "rejected": [3 texts], "domain"}`: nine pairs.
 
     Their ids are `domain/subset/id/i-j` with the index of the chosen and of the rejected style (`STYLES`), also in the
-    source as `chosen_style` and `rejected_style`.
+    source as `chosen_style` and `rejected_style`. They share a prompt, which the source names as their `cluster`.
     """
     chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
     if not len(chosen) == len(rejected) == len(STYLES):
         raise ValueError("'chosen' and 'rejected' are lists: expected three styles each, or 'num_correct' beside them")
     prompt, name = conversation(row["prompt"]), joined(row.get("domain"), row.get("subset"), row.get("id"))
+    cluster = name or content_hash([m.to_json() for m in prompt])
     return [
         item_of(
             row,
@@ -78,7 +79,7 @@ def rm_bench(row: Row) -> list[Item]:
             name=f"{name}/{i}-{j}" if name else None,
             keep=("domain", "subset", "id"),
             used=("prompt", "chosen", "rejected"),
-            source={"chosen_style": i, "rejected_style": j},
+            source={"chosen_style": i, "rejected_style": j, "cluster": cluster},
         )
         for i in range(len(STYLES))
         for j in range(len(STYLES))

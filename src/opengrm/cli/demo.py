@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opengrm.cli.options import print_table
-from opengrm.cli.progress import progress
+from opengrm.cli.progress import Update, progress
+
+if TYPE_CHECKING:
+    from opengrm.jsonl import RowWriter
+    from opengrm.judges.grm import GRM
+    from opengrm.judges.run import Judged
+    from opengrm.judgments import Judgment
 
 
 def demo(
@@ -22,10 +30,11 @@ def demo(
     from opengrm.cli.judge import print_judgments
     from opengrm.engines import Sampling, open_engine
     from opengrm.errors import MissingExtra
+    from opengrm.jsonl import RowWriter
     from opengrm.judges.grm import GRM
     from opengrm.judges.run import Summary, verdicts
     from opengrm.ledger import Ledger
-    from opengrm.reading import read_items, write_items, write_verdicts
+    from opengrm.reading import read_items, write_items
     from opengrm.reports.curves import plot_curves
     from opengrm.reports.tables import vote_cells
     from opengrm.templates import get_template
@@ -36,23 +45,29 @@ def demo(
     items, picture = out / "items.jsonl", out / "accuracy.png"
     write_items(items, generate_items(count, seed=seed, split="test"))
 
-    summary, first = Summary(), None
-    with Ledger(out / "ledger.db") as ledger, progress("judging", count * k, quiet=quiet) as show:
-        engine = open_engine("transformers", "nano")
-        judge = GRM(engine, get_template("compact"), Sampling(temperature=1.0, max_tokens=256), ledger=ledger)
-        judged = []
-        for found in verdicts(judge, read_items(items), k, summary=summary, on_progress=lambda done, _: show(done)):
-            first = first or found
-            judged.append(found.verdict)
-        engine.close()
-        write_verdicts(out / "verdicts.jsonl", judged)
-        report = revote(
-            (j for verdict in judged for j in ledger.judgments(verdict.item)), Labels.of(read_items(items))
-        )
+    summary = Summary()
+    first: list[Judged] = []
 
-    assert first is not None
+    def judgments(judge: GRM, show: Update, output: RowWriter) -> Iterator[Judgment]:
+        """This run's judgments alone, whatever the ledger holds of earlier ones."""
+        run = verdicts(judge, read_items(items), k, summary=summary, on_progress=lambda done, s: show(done, new=s.new))
+        for judged in run:
+            if not first:
+                first.append(judged)
+            output.write(judged.verdict.to_json())
+            yield from judged.judgments
+
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(out / "ledger.db"))
+        engine = open_engine("transformers", "nano")
+        stack.callback(engine.close)
+        show = stack.enter_context(progress("judging", count * k, quiet=quiet))
+        output = stack.enter_context(RowWriter(out / "verdicts.jsonl"))
+        judge = GRM(engine, get_template("compact"), Sampling(temperature=1.0, max_tokens=256), ledger=ledger)
+        report = revote(judgments(judge, show, output), Labels.of(read_items(items)))
+
     print("\nOne pair, its first judgment, and the verdict of all of them:\n")
-    print_judgments(first.item, first.judgments, first.verdict, how="sum", shown=1)
+    print_judgments(first[0].item, first[0].judgments, first[0].verdict, how="sum", shown=1)
     print_table(
         f"\n{count} pairs of RubricWorld, embedded model, T = 1: accuracy against votes", vote_cells(report.rows)
     )

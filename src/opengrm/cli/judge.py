@@ -8,18 +8,31 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
-from opengrm.cli.options import BadRows, JsonOut, OnBad, Orders, Reduce, bad_rows, print_table
+from opengrm.cli.options import (
+    BadRows,
+    JsonOut,
+    OnBad,
+    Orders,
+    Reduce,
+    bad_rows,
+    different_files,
+    is_stream,
+    json_object,
+    key_values,
+    print_table,
+)
 from opengrm.cli.progress import progress
 from opengrm.errors import BadRow, UsageError
 
 if TYPE_CHECKING:
     from opengrm.engines.base import Engine
-    from opengrm.items import Item
+    from opengrm.items import Item, Message
     from opengrm.judges.grm import GRM
     from opengrm.judges.run import Summary
     from opengrm.judgments import Judgment
@@ -49,7 +62,8 @@ def judge(
     ledger: Annotated[
         Path | None,
         typer.Option(
-            help="Keep judgments in this file and resume from it. Default: OUTPUT with the ending .ledger.db.",
+            help="Keep judgments in this file and resume from it. Default: OUTPUT with the ending .ledger.db, none for"
+            " standard output and devices.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -58,10 +72,10 @@ def judge(
         list[str] | None, typer.Option(help="A response to it; give one or more.", rich_help_panel=HAND)
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="A reference answer, for templates that show one.", rich_help_panel=HAND)
+        str | None, typer.Option(help="A reference answer to judge by.", rich_help_panel=HAND)
     ] = None,
     principle: Annotated[
-        list[str] | None, typer.Option(help="A given principle, for templates that take them.", rich_help_panel=HAND)
+        list[str] | None, typer.Option(help="A principle to judge by; give one or more.", rich_help_panel=HAND)
     ] = None,
     model: Annotated[
         str,
@@ -78,7 +92,8 @@ def judge(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm.",
+            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm;"
+            " with --reference or --principle the form that shows them.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -101,6 +116,30 @@ def judge(
             "--trust-remote-code", help="Run Python code that comes with the checkpoint.", rich_help_panel=MODEL
         ),
     ] = False,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Variables of the model's chat template, e.g. '{\"enable_thinking\": false}'.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    extra_body: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Further keys of every request, e.g. '{\"top_k\": -1}'; for --engine openai.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A further argument of the engine, e.g. tensor_parallel_size=8; for --engine vllm.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Judgments of each item.", rich_help_panel=SAMPLING)] = 8,
     temperature: Annotated[
         float | None,
@@ -136,15 +175,21 @@ def judge(
         opengrm judge --prompt "Name a prime." --response "7" --response "8"
     """
     from opengrm.engines.base import Sampling
+    from opengrm.jsonl import bare_name
     from opengrm.judges.grm import GRM
-    from opengrm.templates import get_template
 
     if (items is None) == (prompt is None):
         raise UsageError("give either a file of items, or one item by hand with --prompt and --response")
     if prompt is None and (response or reference or principle):
         raise UsageError("--response, --reference and --principle go with --prompt")
     nano = model == "nano"
-    chosen = get_template(template or ("compact" if nano else "grm"))
+    shown = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
+    chosen = _template(template, "compact" if nano else "grm", shown)
+    engine_settings: dict[str, Any] = {
+        "chat_template_kwargs": json_object("--chat-template-kwargs", chat_template_kwargs),
+        "extra_body": json_object("--extra-body", extra_body),
+        "engine_options": key_values("--engine-option", engine_option or []),
+    }
     try:
         sampling = Sampling(
             temperature=temperature if temperature is not None else (1.0 if nano else 0.5),
@@ -159,7 +204,7 @@ def judge(
 
         return engines.open_engine(
             engine, model, base_urls=base_url or [], batch=batch, concurrency=concurrency, timeout=timeout,
-            device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, **engine_settings,
         )  # fmt: skip
 
     if prompt is not None:
@@ -176,16 +221,25 @@ def judge(
     from opengrm.judges.run import Summary, verdicts
     from opengrm.ledger import Ledger
 
+    if ledger is None and output is not None and not is_stream(output):
+        ledger = output.with_name(bare_name(output) + ".ledger.db")
+    different_files(
+        {
+            "ITEMS": None if str(items) == "-" else items,
+            "--output": output or Path("-"),
+            "--judgments": judgments,
+            "--ledger": ledger,
+        }
+    )
     skipped = bad_rows(on_bad)
+    name = "stdin" if str(items) == "-" else str(items)
     with ExitStack() as stack:
-        if str(items) == "-":  # read twice: once to check every row before a model is loaded, once to judge
-            items = _spooled(stack)
-        count = sum(1 for _ in _usable(items, chosen, skipped))
+        if is_stream(items):  # read twice: once to check every row before a model is loaded, once to judge
+            items = _spooled(items, stack)
+        count = sum(1 for _ in _usable(items, name, chosen, skipped))
         skipped.report()
         if not count:
-            raise UsageError(f"{items}: no item to judge")
-        if ledger is None and output is not None:
-            ledger = output.with_name(output.name.split(".")[0] + ".ledger.db")
+            raise UsageError(f"{name}: no item to judge")
         kept = stack.enter_context(Ledger(ledger))
         verdict_rows = stack.enter_context(RowWriter(output or "-"))
         judgment_rows = None if judgments is None else stack.enter_context(RowWriter(judgments))
@@ -194,9 +248,9 @@ def judge(
         summary = Summary()
         show = stack.enter_context(progress("judging", count * k, quiet=quiet))
         grm = GRM(opened, chosen, sampling, orders, kept)
-        usable = _usable(items, chosen, bad_rows("skip"))
+        usable = _usable(items, name, chosen, bad_rows("skip"))
         run = verdicts(
-            grm, usable, k, reduce=reduce, summary=summary, on_progress=lambda done, s: show(done, _note(s))
+            grm, usable, k, reduce=reduce, summary=summary, on_progress=lambda done, s: show(done, _note(s), s.new)
         )
         try:
             for judged in run:
@@ -211,7 +265,15 @@ def judge(
             )
             print(f"interrupted; {where}", file=sys.stderr)
             raise
-    _report(summary, k, ledger, output, as_json)
+    rows_shown = "-" in (str(output or "-"), str(judgments))
+    _report(summary, k, ledger, output, as_json, sys.stderr if rows_shown else sys.stdout)
+
+
+def _template(name: str | None, default: str, shown: Sequence[str]) -> Template:
+    """The template of that name; without one the default, with the additions that show what was given by hand."""
+    from opengrm.templates import get_template
+
+    return get_template("+".join([default, *shown]) if name is None else name)
 
 
 def _by_hand(
@@ -228,7 +290,22 @@ def _by_hand(
         check_renders(template, item)
     except ValueError as error:
         raise UsageError(f"template {template.name}: {error}") from error
+    for option, without in (
+        ("--reference", replace(item, reference=None)),
+        ("--principle", replace(item, principles=None)),
+    ):
+        if without != item and _prompt(template, without) == _prompt(template, item):
+            raise UsageError(f"template {template.name} does not show what {option} gives: leave out one of them")
     return item
+
+
+def _prompt(template: Template, item: Item) -> tuple[Message, ...] | None:
+    """The prompt of the item as it is; None where the template cannot show it."""
+    shown = item.only(0) if template.solo else item
+    try:
+        return template.render(shown, range(shown.n))
+    except ValueError:
+        return None
 
 
 def check_renders(template: Template, item: Item) -> None:
@@ -237,11 +314,11 @@ def check_renders(template: Template, item: Item) -> None:
     template.render(shown, range(shown.n))
 
 
-def _usable(path: Path, template: Template, on_bad: BadRows) -> Iterator[Item]:
+def _usable(path: Path, name: str, template: Template, on_bad: BadRows) -> Iterator[Item]:
     """The file's items that the template can show; every other row goes to `on_bad` with its place."""
     from opengrm.reading import read_located_items
 
-    for where, item in read_located_items(path, on_bad):
+    for where, item in read_located_items(path, on_bad, name=name):
         try:
             check_renders(template, item)
         except ValueError as error:
@@ -250,11 +327,14 @@ def _usable(path: Path, template: Template, on_bad: BadRows) -> Iterator[Item]:
         yield item
 
 
-def _spooled(stack: ExitStack) -> Path:
+def _spooled(path: Path, stack: ExitStack) -> Path:
+    """A copy of what can be read only once, under its own name (whose ending says how to read it)."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="opengrm-")))
-    with open(folder / "stdin.jsonl", "wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    return folder / "stdin.jsonl"
+    copy = folder / ("stdin" if str(path) == "-" else path.name)
+    with ExitStack() as files:
+        source = sys.stdin.buffer if str(path) == "-" else files.enter_context(path.open("rb"))
+        shutil.copyfileobj(source, files.enter_context(copy.open("wb")))
+    return copy
 
 
 def _note(summary: Summary) -> str:
@@ -262,11 +342,12 @@ def _note(summary: Summary) -> str:
     return f"{missing:,} missing" if missing else ""
 
 
-def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, as_json: bool) -> None:
-    """What the run came to: JSON on standard output if asked, else a few lines on standard error."""
+def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, as_json: bool, stream: TextIO) -> None:
+    """What the run came to: JSON on the stream if asked, else a few lines on standard error."""
     figures = summary.to_json()
     if as_json:
-        print(json.dumps({**figures, "k": k, "ledger": str(ledger) if ledger else None}, ensure_ascii=False))
+        row = {**figures, "k": k, "ledger": str(ledger) if ledger else None}
+        print(json.dumps(row, ensure_ascii=False), file=stream)
         return
     missing = ", ".join(f"{kind} {count:,}" for kind, count in sorted(summary.missing.items()))
     lines = [
@@ -277,15 +358,15 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
         f"tokens: {summary.prompt_tokens:,} in, {summary.completion_tokens:,} out"
         f" ({figures['tokens_per_judgment']:,.0f} a judgment)",
     ]
-    for sense, accuracy in (
-        ("missing at chance", figures["accuracy"]),
-        ("valid only", figures["accuracy_valid_only"]),
-    ):
-        if accuracy is not None:
-            lines.append(
-                f"accuracy, {sense}: {accuracy['mean']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}],"
-                f" n = {accuracy['n']:,}, ties as expected credit"
-            )
+    for name, key in (("accuracy", "accuracy"), ("accuracy of single responses", "accuracy_singles")):
+        for sense, accuracy in (("missing at chance", figures[key]), ("valid only", figures[f"{key}_valid_only"])):
+            if accuracy is not None:
+                lines.append(
+                    f"{name}, {sense}: {accuracy['mean']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}],"
+                    f" n = {accuracy['n']:,}, ties as expected credit"
+                )
+    if summary.singles_undecided:
+        lines.append("accuracy of single responses: none, a sum or mean is no score; see --reduce majority")
     lines += [f"verdicts: {output}"] if output else []
     lines += [f"ledger: {ledger}"] if ledger else []
     print("\n".join(lines), file=sys.stderr)

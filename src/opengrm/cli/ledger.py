@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from opengrm.cli.options import JsonOut, OnBad, bad_rows, print_table
+from opengrm.cli.options import JsonOut, OnBad, bad_rows, different_files, print_table
 
 app = typer.Typer(help="Judgments on disk: what is there, export, import.", no_args_is_help=True)
 LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger file (SQLite).")]
@@ -55,6 +55,7 @@ def export(
     from opengrm.ledger import Ledger
     from opengrm.reading import write_judgments
 
+    different_files({"LEDGER": ledger, "--output": output})
     with Ledger(ledger, create=False) as kept:
         count = write_judgments(output, kept.judgments())
     typer.echo(f"{count:,} judgments written to {output}", err=True)
@@ -64,15 +65,30 @@ def export(
 def import_(
     judgments: Annotated[Path, typer.Argument(metavar="JUDGMENTS", help="Judgments, one JSON object a line.")],
     ledger: LedgerFile,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Name of the run that they are from: equal rows of different runs are votes of their own.",
+        ),
+    ] = None,
     on_bad: OnBad = "stop",
 ) -> None:
     """Read judgments into a ledger; a row needs `item` and `scores`, and is kept once however often it is read."""
     from opengrm.ledger import Ledger
     from opengrm.reading import read_judgments
 
-    skipped = bad_rows(on_bad)
-    with Ledger(ledger) as kept:
-        gained = kept.put_all(read_judgments(judgments, skipped))
-        total = len(kept)
+    different_files({"JUDGMENTS": judgments, "LEDGER": ledger})
+    skipped, there = bad_rows(on_bad), ledger.exists()
+    try:
+        with Ledger(ledger) as kept:
+            added = kept.put_all(read_judgments(judgments, skipped), run)
+            total = len(kept)
+    except BaseException:
+        if not there:  # nothing was read: leave no empty ledger behind
+            ledger.unlink(missing_ok=True)
+        raise
     skipped.report()
-    typer.echo(f"{gained:,} judgments added, {total:,} in {ledger}", err=True)
+    already = f", {added.known:,} were there already" if added.known else ""
+    typer.echo(f"{added.new:,} judgments added{already}, {total:,} in {ledger}", err=True)

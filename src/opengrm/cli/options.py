@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
-from opengrm.errors import BadRow
+from opengrm.errors import BadRow, UsageError
 
 # The library's own literals, repeated because importing them here would load NumPy for `--help`.
 Reduce = Literal["sum", "mean", "majority"]
@@ -47,13 +50,78 @@ def bad_rows(on_bad: Bad) -> BadRows:
     return BadRows() if on_bad == "skip" else _StopAtFirst()
 
 
+def is_stream(path: Path) -> bool:
+    """Whether it is standard input or output, a pipe or a device: read once, written in place, never compared."""
+    return str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def different_files(named: Mapping[str, Path | None]) -> None:
+    """Refuse two that are one file, whatever they are called: what is written would destroy what is read or kept.
+
+    Args:
+        named: a file, or None, by the name that the user knows it by.
+
+    Raises:
+        UsageError: two resolve to the same file, or two are standard output.
+    """
+    seen: list[tuple[str, Path]] = []
+    for name, path in named.items():
+        if path is None or (is_stream(path) and str(path) != "-"):
+            continue
+        for other, known in seen:
+            if _same(path, known):
+                place = "standard output" if str(path) == "-" else f"the same file, {path}"
+                raise UsageError(f"{other} and {name} are both {place}")
+        seen.append((name, path))
+
+
+def _same(a: Path, b: Path) -> bool:
+    if "-" in (str(a), str(b)):
+        return str(a) == str(b)
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
+def json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """The value of an option that takes a JSON object. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r:.80} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{option} {text!r:.80} is no JSON object, expected one such as '{{\"key\": false}}'")
+    return value
+
+
+def key_values(option: str, pairs: Sequence[str]) -> dict[str, Any] | None:
+    """The values of a repeated option KEY=VALUE: what reads as JSON, else a text. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"{option} {pair!r:.80}: expected KEY=VALUE, such as tensor_parallel_size=8")
+        if key in found:
+            raise UsageError(f"{option}: {key} is given twice")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found or None
+
+
 def print_table(title: str, rows: Sequence[Mapping[str, str]], *, empty: str = "nothing to show") -> None:
-    """A table on standard output; the first row's keys are the heading. Text is shown as it is, never as markup."""
+    """A table on standard output; the first row's keys are the heading. Text is shown as it is, never as markup.
+
+    Where standard output is no terminal a line is as wide as it has to be (or as `COLUMNS` says).
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 1000
     if not rows:
         console.print(Text(f"{title}: {empty}"))
         return

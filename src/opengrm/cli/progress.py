@@ -12,16 +12,19 @@ PLAIN_EVERY = 30.0  # seconds between lines where standard error is not a termin
 
 
 class Update(Protocol):
-    """Report progress: `done` units of the total so far, and a few words of how it goes."""
+    """Report progress: `done` units of the total so far, and a few words of how it goes.
 
-    def __call__(self, done: int, note: str = "") -> None: ...
+    `new` of them were done by this run; the others were there, and say nothing about how long the rest takes.
+    """
+
+    def __call__(self, done: int, note: str = "", new: int | None = None) -> None: ...
 
 
 @contextmanager
 def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Update]:
     """A bar with rate and time left on a terminal, a line every 30 seconds elsewhere, nothing when quiet."""
     if quiet:
-        yield lambda done, note="": None
+        yield lambda done, note="", new=None: None
         return
     if not sys.stderr.isatty():
         yield _plain(what, total)
@@ -33,7 +36,6 @@ def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Update]:
         Progress,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
 
     columns = (
@@ -43,16 +45,16 @@ def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Update]:
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[note]}", markup=False),
     )
     start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
-        task = bar.add_task(what, total=total, rate="", note="")
+        task = bar.add_task(what, total=total, rate="", left="", note="")
 
-        def update(done: int, note: str = "") -> None:
-            rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, rate=f"{rate:,.1f}/s", note=note)
+        def update(done: int, note: str = "", new: int | None = None) -> None:
+            rate, left = _pace(total, done, done if new is None else new, time.monotonic() - start)
+            bar.update(task, completed=done, rate=rate, left=left, note=note)
 
         yield update
 
@@ -60,14 +62,22 @@ def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Update]:
 def _plain(what: str, total: int) -> Update:
     start = last = time.monotonic()
 
-    def update(done: int, note: str = "") -> None:
+    def update(done: int, note: str = "", new: int | None = None) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < PLAIN_EVERY or done == 0:
             return
         last = now
-        rate = done / (now - start)
-        left = max(total - done, 0) / rate
-        print(f"{what}: {done:,} of {total:,}, {rate:,.1f}/s, {left:,.0f} s left {note}".rstrip(), file=sys.stderr)
+        rate, left = _pace(total, done, done if new is None else new, now - start)
+        print(f"{what}: {done:,} of {total:,}, {rate}, {left} left {note}".rstrip(), file=sys.stderr)
 
     return update
+
+
+def _pace(total: int, done: int, new: int, seconds: float) -> tuple[str, str]:
+    """Rate and time left, "-" while nothing is known of them."""
+    if not new or seconds <= 0:
+        return "-/s", "-"
+    rate = new / seconds
+    left = round(max(total - done, 0) / rate)
+    return f"{rate:,.1f}/s", f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import BadRows, JsonOut, OnBad, Reduce, bad_rows, print_table
+from opengrm.cli.options import BadRows, JsonOut, OnBad, Reduce, bad_rows, different_files, is_stream, print_table
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def vote(
         Path,
         typer.Argument(
             metavar="JUDGMENTS",
-            help="Judgments: JSON Lines (.gz, .zst; only 'item' and 'scores' are required) or a ledger (.db).",
+            help="Judgments: JSON Lines (.gz, .zst; only 'item' and 'scores' are required) or a ledger.",
         ),
     ],
     items: Annotated[Path | None, typer.Option(help="The items, for their labels.")] = None,
@@ -51,15 +51,21 @@ def vote(
     """Vote over recorded judgments again.
 
     Nothing is judged: the recorded samples are voted on k at a time. With labelled items this gives accuracy (or
-    correlation) for each k, averaged over subsets of the samples, with 95 % intervals clustered by item; ties count as
-    expected credit and as wrong, items without a verdict at chance and not at all. Without labels it gives how far the
-    samples agree. Where orders are known, it also gives position bias and order consistency.
+    correlation) for each k, averaged over subsets of the samples, with 95 % intervals clustered by item (or by the
+    prompt that items share); ties count as expected credit and as wrong, items without a verdict at chance and not at
+    all. Without labels it gives how far the samples agree. Where orders are known, it also gives position bias and
+    order consistency.
 
     Example: opengrm vote judgments.jsonl --items items.jsonl -k 1,2,4,8
     """
     from opengrm.reading import read_items
     from opengrm.voting.revote import Labels, revote, verdicts
 
+    if str(output) == "-":
+        raise UsageError("--output -: the report goes to standard output; give the verdicts a file")
+    ins = {"JUDGMENTS": judgments, "--items": items}
+    outs = {"--output": output, "--plot": plot}
+    different_files({name: path for name, path in (ins | outs).items() if str(path) != "-"})
     ks = None if k is None else _numbers(k)
     skipped = bad_rows(on_bad)
     labels = None if items is None else Labels.of(read_items(items, skipped))
@@ -92,8 +98,8 @@ def _numbers(text: str) -> list[int]:
 
 @contextmanager
 def _judgments(path: Path, skipped: BadRows) -> Iterator[Iterable[Judgment]]:
-    """The judgments of a file or of a ledger."""
-    if path.suffix == ".db":
+    """The judgments of a file or of a ledger, whatever its name."""
+    if _is_ledger(path):
         from opengrm.ledger import Ledger
 
         with Ledger(path, create=False) as ledger:
@@ -104,19 +110,34 @@ def _judgments(path: Path, skipped: BadRows) -> Iterator[Iterable[Judgment]]:
         yield read_judgments(path, skipped)
 
 
+def _is_ledger(path: Path) -> bool:
+    if not path.is_file():
+        return path.suffix == ".db" and not is_stream(path)
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
 def _show(report: Report, *, labelled: bool) -> None:
     from opengrm.reports.tables import agreement_cells, percent, position_cells, vote_cells
 
+    name_of = _namer(report)
     for name, rows in _series(report).items():
         print_table(f"votes: {name}", vote_cells(rows))
         print(_sentence(rows))
-    for name in dict.fromkeys(_name(row) for row in report.agreement):
+    for unmet in report.unmet:
+        where = " · ".join(part for part in (unmet["group"], name_of(unmet)) if part)
+        ks = ", ".join(map(str, unmet["ks"]))
+        print(f"{where}: no line for k = {ks}: no item has more than {unmet['samples']} samples.")
+    for name in dict.fromkeys(name_of(row) for row in report.agreement):
         print_table(
             " · ".join(["agreement between samples", *([name] if name else [])]),
-            agreement_cells([row for row in report.agreement if _name(row) == name]),
+            agreement_cells([row for row in report.agreement if name_of(row) == name]),
         )
     for found in report.positions:
-        name = " · ".join(part for part in ("positions", f"{found['n']} responses", _name(found)) if part)
+        name = " · ".join(part for part in ("positions", f"{found['n']} responses", name_of(found)) if part)
+        if found["first_preference"] is None:
+            print(f"{name}: the orders do not tell position bias (every item was shown in one order, or in too few).")
+            continue
         print_table(name, position_cells(found))
         if found["items_compared"]:
             print(
@@ -130,17 +151,28 @@ def _show(report: Report, *, labelled: bool) -> None:
 def _series(report: Report) -> dict[str, list[Mapping[str, Any]]]:
     """The rows by source and group, under the name they are shown by."""
     series: dict[str, list[Mapping[str, Any]]] = {}
+    name_of = _namer(report)
     for row in report.rows:
-        series.setdefault(" · ".join(part for part in (row["group"], _name(row)) if part), []).append(row)
+        series.setdefault(" · ".join(part for part in (row["group"], name_of(row)) if part), []).append(row)
     return series
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    """The source as a person names it; empty where nothing of it is known."""
-    parts = [row.get("model"), row.get("template")]
-    if row.get("temperature") is not None:
-        parts.append(f"T = {row['temperature']:g}")
-    return " · ".join(part for part in parts if part)
+def _namer(report: Report) -> Callable[[Mapping[str, Any]], str]:
+    """How a person names a source: model, template and temperature, and of the other settings those that differ."""
+    from opengrm.voting.recorded import as_json
+
+    sources = [as_json(recorded.source) for recorded in report.recorded]
+    forms = {"top_p": "top_p = {}", "max_tokens": "{} tokens", "orders": "{} orders"}
+    differ = {key: form for key, form in forms.items() if len({source.get(key) for source in sources}) > 1}
+
+    def name(row: Mapping[str, Any]) -> str:
+        parts = [row.get("model"), row.get("template")]
+        if row.get("temperature") is not None:
+            parts.append(f"T = {row['temperature']:g}")
+        parts += [form.format(row[key]) for key, form in differ.items() if row.get(key) is not None]
+        return " · ".join(part for part in parts if part)
+
+    return name
 
 
 def _sentence(rows: list[Mapping[str, Any]]) -> str:
@@ -153,26 +185,26 @@ def _sentence(rows: list[Mapping[str, Any]]) -> str:
         how += (
             f" (random ones where there are very many, {min(r['subsets_per_item'] for r in rows if not r['exact'])})"
         )
-    text = f"Averaged over {how}; 95 % intervals clustered by item; {first['reduce']}."
+    text = f"Averaged over {how}; 95 % intervals clustered by item or shared prompt; {first['reduce']}."
     if metric is not None and len(rows) > 1:
         show, unit = (number, "") if metric == "pearson" else (percent, " %")
         name = {"accuracy": "Accuracy", "auc": "ROC-AUC", "pearson": "Pearson correlation"}[metric]
         start, end = (f"{show(row[metric])}{unit} at k = {row['k']}" for row in (first, last))
         text = f"{name} from {start} to {end}. {text}"
+    if first["group"] == "singles" and first["accuracy"] is None:
+        text += f" The {first['reduce']} of scores is no score: accuracy of single responses needs --reduce majority."
     if last["skipped"]:
         text += f" {last['skipped']:,} items with fewer than {last['k']} samples are not in the last line."
     return text
 
 
 def _counts(report: Report, *, labelled: bool) -> str:
-    counts, rows = report.counts, report.rows
+    counts = report.counts
     said = [f"{counts['judgments']:,} judgments of {counts['items']:,} items, {counts['missing']:,} without scores."]
     if not labelled:
         said.append("No labels: accuracy needs --items with labelled items.")
     else:
         said.append(f"{counts['labelled']:,} items have a label.")
-        if counts["labelled"] and not rows:
-            said.append("None of them has as many samples as the smallest -k.")
     for name, text in (
         (
             "unknown_judgments",

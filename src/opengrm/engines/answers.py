@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from opengrm.engines.http import Answer, server_message
-from opengrm.engines.pool import Failed
+from opengrm.engines.pool import Misunderstood
+
+# "eos" and its like: older text-generation-inference. A judge may be set up with tools, which end a turn as well.
+_STOPPED = (None, "stop", "eos", "eos_token", "tool_calls", "function_call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,15 @@ def read_answer(body: bytes, *, wanted: int = 1) -> list[Choice]:
     they come with any, else an equal share of the server's count (llama-server counts the first choice only).
 
     Raises:
-        Failed: the body is not a chat completion.
+        Misunderstood: the body is not a chat completion.
     """
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
-        raise Failed("server", f"the answer is not JSON: {_shown(body)}") from None
+        raise Misunderstood("server", f"the answer is not JSON: {_shown(body)}") from None
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
-        raise Failed("server", f"the answer has no choices: {_shown(body)}")
+        raise Misunderstood("server", f"the answer has no choices: {_shown(body)}")
     if all(type(c.get("index")) is int for c in choices):
         choices = sorted(choices, key=lambda c: c["index"])
     usage = answer.get("usage")
@@ -52,22 +55,28 @@ def read_answer(body: bytes, *, wanted: int = 1) -> list[Choice]:
             tokens = all_tokens or len(logprobs or ())
         else:
             tokens = all_tokens // len(choices) if logprobs is None else len(logprobs)
-        filtered = reason == "content_filter"
-        finish = "error" if filtered else "length" if reason == "length" else "stop"
-        error = "server: its content filter ended the text" if filtered else None
+        finish = "length" if reason == "length" else "stop" if reason in _STOPPED else "error"
+        error = _ended(reason) if finish == "error" else None
         found.append(Choice(text, finish, error, logprobs, prompt_tokens, tokens))
     return found
+
+
+def _ended(reason: object) -> str:
+    """The error of a text that neither the model nor its limit ended: half a judgment is no judgment."""
+    if reason == "content_filter":
+        return "server: its content filter ended the text"
+    return f"server: it ended the text with finish_reason {ascii(reason)[:60]}"
 
 
 def _text(choice: Mapping[str, Any], body: bytes) -> str:
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise Failed("server", f"the answer has a choice without a message: {_shown(body)}")
+        raise Misunderstood("server", f"the answer has a choice without a message: {_shown(body)}")
     text = message.get("content")
     if text is None:  # all tokens went into hidden reasoning, or the model refused
         return ""
     if not isinstance(text, str):
-        raise Failed("server", f"the answer has a message whose content is not text: {_shown(body)}")
+        raise Misunderstood("server", f"the answer has a message whose content is not text: {_shown(body)}")
     # A lone surrogate is legal JSON, but no UTF-8: the ledger could not keep it.
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 

@@ -108,12 +108,12 @@ class PlainTransport:
         lines = {"Host": f"{shown}:{self._port}", **settings.headers()}
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        self._head = head.encode("ascii") + b"Content-Length: %d\r\n\r\n"
+        self._head = head.encode("ascii") + b"Content-Length: "
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
 
     async def post(self, body: bytes) -> Answer:
-        data = self._head % len(body) + body
+        data = b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
         while self._idle:
             connection = self._idle.pop()
             if connection.closed:
@@ -358,8 +358,8 @@ def _line(error: Exception) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
-def server_message(answer: Answer) -> str:
-    """What the server says in an answer that is no success, on one line of at most 200 characters."""
+def server_message(answer: Answer, most: int = 200) -> str:
+    """What the server says in an answer that is no success, on one line of at most `most` characters."""
     try:
         value = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -371,4 +371,4 @@ def server_message(answer: Answer) -> str:
     if text.lstrip().startswith("<"):
         text = re.sub(r"<[^>]*>", " ", re.sub(r"(?is)<(style|script).*?</\1>", " ", text))
     text = " ".join(text.split())
-    return text if len(text) <= 200 else text[:199] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -4,8 +4,13 @@ Samples of one prompt go out as single requests, each with its own seed: a sampl
 alone, and servers share the prefill through their prefix caches. `use_n=True` asks for all samples of a prompt in one
 request (`n`, with the first seed): fewer requests, but a sample then depends on its group.
 
-What a server does not do is noticed from its answers: choices are counted, missing log-probabilities are None. It is
-said once, in `notes` and as a warning.
+What a server does not do is noticed from its answers: choices are counted, missing log-probabilities are None; a
+refused field is spelled another way or left out (`refusals.py`). It is said once, in `notes` and as a warning.
+
+Of sampling, only temperature, top_p, the limit and the seed are sent. The rest is the server's: `vllm serve` takes
+top_k and penalties from the checkpoint's generation_config.json unless started with `--generation-config vllm`,
+llama-server has top_k 40 and min_p 0.05. No spelling of "off" is taken by all of them, so `extra_body` is the place:
+{"top_k": 0, "min_p": 0} for both.
 
 An event loop in one background thread does the network work; it starts with the first `generate` and ends with
 `close`. Requests are pulled in the caller's thread, at most two `concurrency` of samples ahead of what was yielded, so
@@ -25,20 +30,22 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from opengrm.engines.answers import Choice, read_answer
 from opengrm.engines.base import Completion, Request
 from opengrm.engines.http import Settings, open_transport
-from opengrm.engines.pool import Endpoint, Failed, Pool
+from opengrm.engines.pool import Endpoint, Failed, Misunderstood, Pool
+from opengrm.engines.refusals import Form
 from opengrm.errors import EngineError, UsageError
+from opengrm.items import content_hash
 
 GARBAGE_BOUND = 16
 REPEATS_BOUND = 16
 SEED_BITS = 0x7FFFFFFF  # llama.cpp reads a seed as 32 bits, and takes the largest for "random"
-_RESERVED = ("messages", "n", "seed", "stream")
+_RESERVED = ("messages", "n", "stream")
 
 
 class OpenAIEngine:
@@ -54,7 +61,7 @@ class OpenAIEngine:
         connect_timeout: seconds that one connection may take to open.
         retries: tries after the first (see `pool.py` for what is tried again).
         max_response_bytes: largest answer that is read.
-        extra_body: further keys of every request ({"top_k": 20}); they replace ours, None removes one.
+        extra_body: further keys of every request ({"top_k": 20}); they replace ours, None drops one ({"seed": None}).
         use_n: ask for a prompt's samples in one request.
         start_bound, dead_after: seconds until servers that were never reached, or that have all been failing, are
             given up with an EngineError.
@@ -90,18 +97,22 @@ class OpenAIEngine:
             raise UsageError("concurrency and max_response_bytes must be at least 1, retries at least 0")
         if not (timeout > 0 and connect_timeout > 0):
             raise UsageError("timeout and connect_timeout must be more than 0 seconds")
-        for key in _RESERVED:
-            if extra_body and key in extra_body:
+        extra = dict(extra_body or {})
+        for key in extra:
+            if key in _RESERVED or (key == "seed" and extra[key] is not None):
                 raise UsageError(f"extra_body cannot set '{key}': the engine sets it")
+        if not isinstance(extra.get("max_tokens"), int | None):
+            raise UsageError("extra_body's max_tokens is not a whole number")
         secret = (os.environ.get("OPENAI_API_KEY") if api_key is None else api_key) or None
         if secret is not None and not (secret.isascii() and secret.isprintable() and " " not in secret):
             raise UsageError("the API key holds a character that cannot stand in an HTTP header")
-        self._model = model
+        self._name = model
+        self._model = f"{model}+{_identity(extra, use_n)}" if extra or use_n else model
         self._urls = tuple(dict.fromkeys(_checked_url(url) for url in base_urls))
         self._settings = Settings(secret, timeout, connect_timeout, max_response_bytes)
         self._bounds = {"retries": retries, "start_bound": start_bound, "dead_after": dead_after}
         self._concurrency = concurrency
-        self._extra_body = dict(extra_body or {})
+        self._extra_body = extra
         self._use_n = use_n
         self._lock = threading.Lock()
         self._loop_thread: _LoopThread | None = None
@@ -109,11 +120,11 @@ class OpenAIEngine:
 
     @property
     def model(self) -> str:
-        """The model's name, as given."""
+        """The model's name, as given, and a hash of `extra_body` and `use_n` where set: both change the text."""
         return self._model
 
     def __repr__(self) -> str:
-        return f"OpenAIEngine({self._model!r}, {list(self._urls)!r})"
+        return f"OpenAIEngine({self._name!r}, {list(self._urls)!r})"
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """Complete every sample of every request, in the order in which they finish.
@@ -176,7 +187,7 @@ class OpenAIEngine:
                 endpoints = [
                     Endpoint(url, open_transport(url + "/chat/completions", self._settings)) for url in self._urls
                 ]
-                pool = Pool(endpoints, **self._bounds)  # type: ignore[arg-type]
+                pool = Pool(endpoints, self.notes, **self._bounds)  # type: ignore[arg-type]
                 self._loop_thread = _LoopThread(_Client(pool, self.notes), self._concurrency)
                 self._finalizer = weakref.finalize(self, self._loop_thread.stop)
             return self._loop_thread
@@ -184,7 +195,7 @@ class OpenAIEngine:
     def _jobs(self, run: _Run, request: Request) -> Iterator[_Job]:
         sampling = request.sampling
         body: dict[str, Any] = {
-            "model": self._model,
+            "model": self._name,
             "messages": [m.to_json() for m in request.messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -192,17 +203,23 @@ class OpenAIEngine:
         }
         if sampling.logprobs:
             body["logprobs"] = True
-        body = {k: v for k, v in {**body, **self._extra_body}.items() if v is not None}
-        try:
-            prefix = json.dumps(body, separators=(",", ":"))[:-1].encode("ascii")
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"extra_body cannot be written as JSON: {error}") from None
+        body |= self._extra_body
+        most, seeded = body.pop("max_tokens"), "seed" not in body
+        fixed = {key: value for key, value in body.items() if value is not None}
+        prefix = json.dumps(fixed, separators=(",", ":"))[:-1].encode("ascii")
         # Greedy samples are all alike, and vLLM refuses n > 1 for them.
         if self._use_n and len(request.seeds) > 1 and sampling.temperature > 0:
-            yield _Job(run, request, prefix, tuple(range(len(request.seeds))))
+            yield _Job(run, request, prefix, most, seeded, tuple(range(len(request.seeds))))
         else:
             for index in range(len(request.seeds)):
-                yield _Job(run, request, prefix, (index,))
+                yield _Job(run, request, prefix, most, seeded, (index,))
+
+
+def _identity(extra_body: Mapping[str, Any], use_n: bool) -> str:
+    try:
+        return content_hash(extra_body, use_n)[:8]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"extra_body cannot be written as JSON: {error}") from None
 
 
 def _checked_url(url: str) -> str:
@@ -237,17 +254,25 @@ class _Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """One HTTP request: the body without its seed, and which of the request's samples it is for."""
+    """One HTTP request: the body without limit and seed, and which of the request's samples it is for."""
 
     run: _Run
     request: Request
     prefix: bytes
+    most: int | None
+    seeded: bool
     indices: tuple[int, ...]
 
-    @property
-    def body(self) -> bytes:
-        n = b"" if len(self.indices) == 1 else b',"n":%d' % len(self.indices)
-        return b'%s%s,"seed":%d}' % (self.prefix, n, self.request.seeds[self.indices[0]] & SEED_BITS)
+    def body(self, form: Form) -> bytes:
+        """What is sent to a server that wants this form."""
+        fields = {}
+        if form.most is not None:
+            fields[form.limit.encode()] = form.most
+        if len(self.indices) > 1:
+            fields[b"n"] = len(self.indices)
+        if self.seeded and form.seed:
+            fields[b"seed"] = self.request.seeds[self.indices[0]] & SEED_BITS
+        return self.prefix + b"".join(b',"%b":%d' % field for field in fields.items()) + b"}"
 
 
 class _LoopThread:
@@ -359,7 +384,7 @@ class _Client:
         choices: list[Choice] = []
         if len(job.indices) == 1 or not all(e.n_ignored for e in self.pool.endpoints):
             try:
-                endpoint, answer = await self.pool.ask(job.body)
+                endpoint, answer = await self.pool.ask(job.body, job.most)
                 choices = read_answer(answer.body, wanted=len(job.indices))
             except Failed as error:
                 for index in job.indices:
@@ -379,11 +404,14 @@ class _Client:
                     seconds=seconds,
                 )
             )  # fmt: skip
-        return [_Job(job.run, job.request, job.prefix, (index,)) for index in job.indices[len(choices) :]]
+        return [replace(job, indices=(index,)) for index in job.indices[len(choices) :]]
 
     def _count(self, run: _Run, error: Failed) -> None:
-        """Stop a run whose first answers are all failures: the server is the wrong one, or set up wrongly."""
-        if run.ok or not str(error).startswith("server"):
+        """Stop a run whose first answers make no sense: the server is the wrong one, or set up wrongly.
+
+        A server that is busy or broken is the pool's matter: it may be working on the first good answers.
+        """
+        if run.ok or not isinstance(error, Misunderstood):
             return
         run.failed += 1
         if run.failed >= GARBAGE_BOUND:
@@ -408,6 +436,8 @@ class _Client:
         if run.samples_differ or len(job.request.seeds) < 2 or job.request.sampling.temperature == 0:
             return
         for choice in choices:
+            if choice.error is not None:
+                continue
             first = run.first_texts.get(job.request.id)
             if first is None:
                 run.first_texts[job.request.id] = choice.text

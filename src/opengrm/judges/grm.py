@@ -6,6 +6,9 @@ and items come back in the order they came in.
 
 Joint form (the paper's): all n responses in one prompt, one generation a judgment. Solo form (`template.solo`): one
 response a prompt, n generations make one judgment, which is missing if any of them is.
+
+What the template cannot show in a planned order is a missing judgment of kind "template", not the end of the run.
+Items of the same content that are open together share their samples.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from opengrm.engines.base import Completion, Engine, Request, Sampling
@@ -58,32 +61,38 @@ class GRM:
         Args:
             items: read lazily.
             k: samples of each item, at least 1.
-            on_judgment: called with each new judgment and its seconds as it is made (not for those from the ledger).
+            on_judgment: called with each new judgment and its seconds as it is made (not for those from the ledger);
+                a judgment that another item of the same content was waiting for took 0 seconds there.
 
         Raises:
             EngineError: the engine cannot go on. What was judged until then is in the ledger.
         """
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
-        feed, opened = iter(items), _Opened()
+        feed, opened = iter(items), _Opened(on_judgment)
         while not opened.exhausted:
             # The engine ends when `_requests` does: at the end of the items, or when a straggler holds the window.
             with closing(self.engine.generate(self._requests(feed, opened, k))) as completions:
                 for completion in completions:
-                    self._take(completion, opened, on_judgment)
+                    self._take(completion, opened)
                     yield from opened.finished()
             yield from opened.finished()
 
-    def _take(self, completion: Completion, opened: _Opened, on_judgment: OnJudgment | None) -> None:
+    def _take(self, completion: Completion, opened: _Opened) -> None:
         work, sample = opened.take(completion)
         if not sample.complete:
             return
-        judgment = work.done[sample.index] = self._judgment(work, sample)
-        seconds = sum(c.seconds for c in sample.completions.values())
+        judgment, seconds = self._judgment(work, sample), sum(c.seconds for c in sample.completions.values())
+        self._keep(judgment, work, opened, seconds)
+        for twin in opened.waiting.pop(sample.key):
+            self._keep(replace(judgment, item=twin.item.id), twin, opened)
+
+    def _keep(self, judgment: Judgment, work: _Work, opened: _Opened, seconds: float = 0.0) -> None:
+        work.done[judgment.sample] = judgment
         if self.ledger is not None:
             self.ledger.put(judgment, seconds)
-        if on_judgment is not None:
-            on_judgment(judgment, seconds)
+        if opened.on_judgment is not None:
+            opened.on_judgment(judgment, seconds)
 
     def _requests(self, feed: Iterator[Item], opened: _Opened, k: int) -> Iterator[Request]:
         """Requests for what the ledger lacks: one for each distinct prompt, with the seeds of all its samples."""
@@ -92,42 +101,64 @@ class GRM:
             if item is None:
                 opened.exhausted = True
                 return
-            work = self._plan(item, k)
+            work, missing = self._plan(item, k)
             opened.works.append(work)
             prompts: dict[tuple[Message, ...], list[tuple[_Sample, int]]] = {}
-            for sample in work.missing:
-                for part, messages in enumerate(sample.prompts):
-                    prompts.setdefault(messages, []).append((sample, part))
+            for sample in missing:
+                if sample.error is not None:
+                    self._keep(self._judgment(work, sample), work, opened)
+                elif sample.key in opened.waiting:
+                    opened.waiting[sample.key].append(work)
+                else:
+                    opened.waiting[sample.key] = []
+                    for part, messages in enumerate(sample.prompts):
+                        prompts.setdefault(messages, []).append((sample, part))
             for messages, targets in prompts.items():
                 number = opened.register(work, targets)
                 seeds = tuple(sample.seed(part) for sample, part in targets)
                 yield Request(number, messages, seeds, self.sampling)
 
-    def _plan(self, item: Item, k: int) -> _Work:
-        """The k planned samples of an item, and which of them the ledger already holds."""
+    def _plan(self, item: Item, k: int) -> tuple[_Work, list[_Sample]]:
+        """An item with the samples that the ledger holds, and the other ones of its k planned samples."""
         orders = [tuple(range(item.n))] * k if self.template.solo else plan_orders(item.n, k, item.key, self.orders)
         rendered = {order: self._render(item, order) for order in dict.fromkeys(orders)}
-        hashes = {order: content_hash([[m.to_json() for m in p] for p in rendered[order]]) for order in rendered}
-        samples = [_Sample(j, o, self._key(item, o, hashes[o], j), rendered[o]) for j, o in enumerate(orders)]
+        hashes = {order: content_hash([[m.to_json() for m in p] for p in rendered[order][0]]) for order in rendered}
+        samples = [_Sample(j, o, self._key(item, o, hashes[o], j), *rendered[o]) for j, o in enumerate(orders)]
         known = {} if self.ledger is None else self.ledger.get([s.key for s in samples], item.id)
         done = {s.index: known[s.key] for s in samples if s.key in known}
-        return _Work(item, k, done, [s for s in samples if s.index not in done])
+        return _Work(item, k, done), [s for s in samples if s.index not in done]
 
-    def _render(self, item: Item, order: tuple[int, ...]) -> tuple[tuple[Message, ...], ...]:
-        if not self.template.solo:
-            return (self.template.render(item, order),)
-        return tuple(self.template.render(item.only(i), (0,)) for i in range(item.n))
+    def _render(self, item: Item, order: tuple[int, ...]) -> tuple[tuple[tuple[Message, ...], ...], str | None]:
+        """The prompts of one judgment, or none and why the template cannot show the item so."""
+        try:
+            if not self.template.solo:
+                return (self.template.render(item, order),), None
+            return tuple(self.template.render(item.only(i), (0,)) for i in range(item.n)), None
+        except ValueError as error:
+            return (), f"template: {error}"
 
     def _key(self, item: Item, order: Sequence[int], rendered: str, sample: int) -> str:
-        """Rule 5's key. It holds the rendered prompt: a hint or a reference changes that, the item's key need not."""
-        settings = (self.sampling.temperature, self.sampling.top_p, self.sampling.max_tokens)
+        """Rule 5's key. It holds the rendered prompt: a hint or a reference changes that, the item's key need not.
+
+        It holds the kind of orders too: of two runs that differ in it, each has all of its samples.
+        """
+        settings = (float(self.sampling.temperature), self._sampling)
         return content_hash("judgment", self.engine.model, self._name, item.key, rendered, order, settings, sample)
+
+    @cached_property
+    def _sampling(self) -> dict[str, float | int | str]:
+        """What a judgment says in `extra` of how it was sampled; 1 and 1.0 are one setting, and one key."""
+        return {
+            "top_p": float(self.sampling.top_p),
+            "max_tokens": int(self.sampling.max_tokens),
+            "orders": self.orders,
+        }
 
     def _judgment(self, work: _Work, sample: _Sample) -> Judgment:
         completions = [sample.completions[part] for part in range(len(sample.prompts))]
         n_shown = 1 if self.template.solo else work.item.n
         parsed = [_parse(self.template, c, n_shown) for c in completions]
-        error = next((p.error for p in parsed if p.error is not None), None)
+        error = next((p.error for p in parsed if p.error is not None), sample.error)
         shown = [s for p in parsed for s in p.scores or ()]
         return Judgment(
             item=work.item.id,
@@ -141,19 +172,24 @@ class GRM:
             critique=_joined([p.critique for p in parsed]),
             model=self.engine.model,
             template=self._name,
-            temperature=self.sampling.temperature,
+            temperature=float(self.sampling.temperature),
             seed=sample.seed(0),
             prompt_tokens=sum(c.prompt_tokens for c in completions),
             completion_tokens=sum(c.completion_tokens for c in completions),
+            extra={"sampling": self._sampling},
         )
 
 
 def _parse(template: Template, completion: Completion, n: int) -> Parsed:
+    """What the template reads; of a text that was cut off, only scores that nothing but punctuation follows.
+
+    Further on the model would have written its own box: the last one so far may be a quote.
+    """
     if completion.error is not None:
         return Parsed(None, completion.error)
     parsed = template.parse(completion.text, n)
-    if parsed.error is not None and completion.finish == "length":
-        return Parsed(None, f"truncated: no scores in {completion.completion_tokens} tokens")
+    if completion.finish == "length" and (parsed.error is not None or parsed.followed):
+        return replace(parsed, scores=None, error=f"truncated: no scores within {completion.completion_tokens} tokens")
     return parsed
 
 
@@ -168,12 +204,13 @@ def _joined(parts: Sequence[str | None]) -> str | None:
 
 @dataclass(eq=False)
 class _Sample:
-    """One planned judgment and the completions (n of them in the solo form) that have come in for it."""
+    """One planned judgment: its prompts (n of them in the solo form), or the error why there are none; completions."""
 
     index: int
     order: tuple[int, ...]
     key: str
     prompts: tuple[tuple[Message, ...], ...]
+    error: str | None = None
     completions: dict[int, Completion] = field(default_factory=dict)
 
     @property
@@ -193,15 +230,16 @@ class _Work:
     item: Item
     k: int
     done: dict[int, Judgment]
-    missing: list[_Sample]
 
 
 class _Opened:
-    """The items in flight in input order, and which request belongs to what."""
+    """The items in flight in input order, which request belongs to what, and who else waits for a key in flight."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_judgment: OnJudgment | None) -> None:
+        self.on_judgment = on_judgment
         self.exhausted = False
         self.works: deque[_Work] = deque()
+        self.waiting: dict[str, list[_Work]] = {}
         self._targets: dict[int, tuple[_Work, list[tuple[_Sample, int]], set[int]]] = {}
         self._next = 0
 

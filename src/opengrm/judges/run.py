@@ -17,7 +17,9 @@ from opengrm.items import Item
 from opengrm.judges.grm import GRM
 from opengrm.judgments import Judgment
 from opengrm.verdicts import Verdict
-from opengrm.voting import Reducer, credit, mean_interval, vote
+from opengrm.voting import Reducer, RunningShare, credit, vote
+from opengrm.voting.correctness import label_of
+from opengrm.voting.reducers import single_credit
 
 OnProgress = Callable[[int, "Summary"], None]
 
@@ -31,11 +33,47 @@ class Judged(NamedTuple):
 
 
 @dataclass
+class _Accuracy:
+    """Accuracy of one kind of items, in both senses.
+
+    Attributes:
+        open: whether a vote on a single response decided nothing; then there is no accuracy.
+        graded: whether a label of a single response is not 0 or 1; then a missing verdict earns nothing.
+    """
+
+    open: bool = False
+    graded: bool = False
+    _guessed: RunningShare = field(default_factory=RunningShare)
+    _wrong: RunningShare = field(default_factory=RunningShare)
+    _valid: RunningShare = field(default_factory=RunningShare)
+
+    def add(self, earned: float | None, chance: float, cluster: str | None) -> None:
+        """Count an item; `earned` is None without a verdict."""
+        self._guessed.add(chance if earned is None else earned, cluster)
+        self._wrong.add(earned or 0.0, cluster)
+        if earned is not None:
+            self._valid.add(earned, cluster)
+
+    def at_chance(self) -> dict[str, float] | None:
+        """Items without a verdict counted at chance."""
+        return self._figures(self._wrong if self.graded else self._guessed)
+
+    def valid(self) -> dict[str, float] | None:
+        """Items without a verdict left out."""
+        return self._figures(self._valid)
+
+    def _figures(self, share: RunningShare) -> dict[str, float] | None:
+        interval = None if self.open else share.interval()
+        return None if interval is None else {**interval._asdict(), "n": share.n}
+
+
+@dataclass
 class Summary:
     """Running counts of a run; `to_json` gives the figures.
 
     Accuracy follows DESIGN rules 1 and 2: ties at the top as expected credit, and items without a verdict both at
-    chance (1/n) and left out. Only items with n >= 2 and a label count.
+    chance and left out; intervals are clustered (`Item.cluster`). Items with n >= 2 and single responses, which are
+    right when the most frequent score equals the label (`reducers.single_credit`), are two accuracies.
     """
 
     items: int = 0
@@ -44,15 +82,14 @@ class Summary:
     missing: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    engine_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
     tied: int = 0
-    decided: int = 0
     no_verdict: int = 0
-    _credits: dict[str, list[float]] = field(default_factory=lambda: {"at chance": [0, 0, 0], "valid": [0, 0, 0]})
+    _ranked: _Accuracy = field(default_factory=_Accuracy)
+    _singles: _Accuracy = field(default_factory=_Accuracy)
 
-    def add(self, judged: Judged) -> None:
-        """Count one finished item."""
+    def add(self, judged: Judged, reduce: Reducer = "sum") -> None:
+        """Count one finished item, voted on by `reduce`."""
         item, judgments, verdict = judged
         self.items += 1
         self.judgments += len(judgments)
@@ -60,30 +97,24 @@ class Summary:
         self.prompt_tokens += verdict.prompt_tokens
         self.completion_tokens += verdict.completion_tokens
         self.tied += bool(verdict.tied)
-        self.decided += verdict.winner is not None
         self.no_verdict += verdict.scores is None
-        if item.n < 2 or item.label is None:
+        label = label_of(item)
+        if label is None:
             return
-        if verdict.scores is None:
-            self._count("at chance", 1 / item.n)
-        else:
-            earned = credit(verdict.scores, item.label)
-            self._count("at chance", earned)
-            self._count("valid", earned)
+        if item.n >= 2:
+            earned = None if verdict.scores is None else credit(verdict.scores, label)
+            self._ranked.add(earned, 1 / item.n, item.cluster)
+            return
+        votes = [j.scores for j in judgments if j.scores is not None]
+        earned = single_credit(votes, label, reduce) if votes else None
+        self._singles.open = self._singles.open or (bool(votes) and earned is None)
+        self._singles.graded = self._singles.graded or label not in (0, 1)
+        self._singles.add(earned, 0.5, item.cluster)
 
-    def _count(self, sense: str, value: float) -> None:
-        sums = self._credits[sense]
-        sums[0] += 1
-        sums[1] += value
-        sums[2] += value * value
-
-    def accuracy(self, sense: str = "at chance") -> dict[str, float] | None:
-        """Mean credit with its 95 % interval and n; None without labelled items. `sense`: "at chance" or "valid"."""
-        n, total, squares = self._credits[sense]
-        if not n:
-            return None
-        mean, low, high = mean_interval(total, squares, int(n))
-        return {"mean": mean, "low": low, "high": high, "n": int(n)}
+    @property
+    def singles_undecided(self) -> bool:
+        """Whether the vote on some single response decided nothing, so that they have no accuracy."""
+        return self._singles.open
 
     def to_json(self) -> dict[str, Any]:
         """The figures of the run as one JSON object."""
@@ -96,8 +127,11 @@ class Summary:
             "parse_rate": valid / self.judgments if self.judgments else None,
             "no_verdict": self.no_verdict,
             "tied": self.tied,
-            "accuracy": self.accuracy("at chance"),
-            "accuracy_valid_only": self.accuracy("valid"),
+            "accuracy": self._ranked.at_chance(),
+            "accuracy_valid_only": self._ranked.valid(),
+            "accuracy_singles": self._singles.at_chance(),
+            "accuracy_singles_valid_only": self._singles.valid(),
+            "singles_undecided": self.singles_undecided,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "tokens_per_judgment": (
@@ -131,12 +165,11 @@ def verdicts(
     there = 0
     fresh: Counter[str] = Counter()
 
-    def on_judgment(judgment: Judgment, seconds: float) -> None:
+    def on_judgment(judgment: Judgment, _seconds: float) -> None:
         nonlocal there
         there += 1
         fresh[judgment.item] += 1
         summary.new += 1
-        summary.engine_seconds += seconds
         if on_progress is not None:
             on_progress(there, summary)
 
@@ -144,7 +177,7 @@ def verdicts(
         for item, judgments in run:
             there += len(judgments) - fresh.pop(item.id, 0)
             judged = Judged(item, judgments, vote(item.id, judgments, item.n, reduce))
-            summary.add(judged)
+            summary.add(judged, reduce)
             if on_progress is not None:
                 on_progress(there, summary)
             yield judged

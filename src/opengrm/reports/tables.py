@@ -19,7 +19,12 @@ def number(interval: Mapping[str, float] | None) -> str:
     """A number with its interval, two decimals: "0.84 [0.80, 0.87]"; "-" for None."""
     if interval is None:
         return "-"
-    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+    mean, low, high = (_decimal(interval[part]) for part in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def share(value: float | None) -> str:
@@ -71,9 +76,9 @@ def position_cells(found: Mapping[str, Any]) -> Cells:
         {
             "position": str(row["position"] + 1),
             "top stood\nhere %": percent(row["share"]),
-            "expected\n%": share(row["expected"]["mean"]),
+            "expected\n%": share(row["expected"]),
             "shift %": percent(row["shift"]),
-            "mean\nscore": f"{row['score']['mean']:.2f}",
+            "mean\nscore": _decimal(row["score"]["mean"]),
             "score shift": number(row["score_shift"]),
         }
         for row in found["positions"]

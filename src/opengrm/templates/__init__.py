@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from opengrm.errors import UsageError
-from opengrm.templates.base import Template
+from opengrm.templates.base import EXTRAS, Template
 
 FILE_ENDINGS = (".jinja", ".jinja2", ".j2")
 
@@ -15,8 +15,9 @@ def get_template(name_or_path: str | Path, **options: Any) -> Template:
     """The template of this name, or the user's own file at this path.
 
     Args:
-        name_or_path: "grm", "grm-solo" or "grm-binary", with additions joined by `+` such as "grm+reference" (see
-            `grm.py`); "compact"; or a path that holds a "/" or ends in .jinja, .jinja2 or .j2.
+        name_or_path: "grm", "grm-solo", "grm-binary", "compact", "compact-solo" or "compact-binary", with additions
+            joined by `+` such as "grm+reference" (see `grm.py`, `compact.py`); or a path that holds a "/" or ends in
+            .jinja, .jinja2 or .j2.
         options: fields of the template's dataclass, such as `rule="released"`. A user's file takes none.
 
     Raises:
@@ -30,22 +31,24 @@ def get_template(name_or_path: str | Path, **options: Any) -> Template:
         if options:
             raise UsageError(f"{text}: a template file takes no options, it declares them in its first comment")
         return load_user_template(Path(text))
-    family, *extras = text.split("+")
+    form, *extras = text.split("+")
+    family = form.split("-")[0]
+    if family not in ("grm", "compact"):
+        additions = ", ".join(f"+{extra}" for extra in EXTRAS)
+        raise UsageError(
+            f"no template {text!r}: expected grm, grm-solo, grm-binary, compact, compact-solo or compact-binary (with "
+            f"{additions}), or the path of a template file ({', '.join(FILE_ENDINGS)})"
+        )
+    if unknown := [extra for extra in extras if extra not in EXTRAS]:
+        raise UsageError(f"template {text!r}: unknown addition {unknown[0]!r}, one of {', '.join(EXTRAS)}")
+    fields = {**{extra.replace("-", "_"): True for extra in extras}, **options}
     try:
-        if family == "grm" or family.startswith("grm-"):
-            from opengrm.templates.grm import EXTRAS, GRMTemplate
-
-            if unknown := [extra for extra in extras if extra not in EXTRAS]:
-                raise UsageError(f"template {text!r}: unknown addition {unknown[0]!r}, one of {', '.join(EXTRAS)}")
-            flags = {extra.replace("-", "_"): True for extra in extras}
-            return GRMTemplate(form=family, **{**flags, **options})
-        if family == "compact" and not extras:
+        if family == "compact":
             from opengrm.templates.compact import Compact
 
-            return Compact(**options)
+            return Compact(form=form, **fields)
+        from opengrm.templates.grm import GRMTemplate
+
+        return GRMTemplate(form=form, **fields)
     except (TypeError, ValueError) as error:
         raise UsageError(f"template {text!r}: {error}") from error
-    raise UsageError(
-        f"no template {text!r}: expected grm, grm-solo, grm-binary (with +reference, +principles, +no-principles or "
-        f"+hint), compact, or the path of a template file ({', '.join(FILE_ENDINGS)})"
-    )

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from opengrm.items import Item, Message
 
+# What can be added to a form of a built-in family, in the order in which names have them.
+EXTRAS = ("reference", "principles", "no-principles", "hint")
+
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a parser found: scores by position shown, or an error "<kind>: <detail>" (kinds in `judgments.py`)."""
+    """What a parser found: scores by position shown, or an error "<kind>: <detail>" (kinds in `judgments.py`).
+
+    `followed` says, for a rule that reads the last of what it looks for, that words stand behind it: had the text been
+    cut off there, it need not have been the last.
+    """
 
     scores: tuple[float, ...] | None
     error: str | None = None
     principles: str | None = None
     critique: str | None = None
+    followed: bool = field(default=False, compare=False)
 
 
 class Template(Protocol):
@@ -59,9 +67,14 @@ class Template(Protocol):
         ...
 
 
-# Control tokens of common chat formats. A response that spells one must not end its turn in the prompt.
+# Control tokens of common chat formats. A response that spells one must not end its turn in the prompt. Words in
+# square brackets are listed, as they are spelt: "[NAME]", "[TODO]" and "[sic]" are ordinary text.
 CONTROL = re.compile(
-    r"<\|[^<>|\s]{1,64}\|>|<｜[^<>｜]{1,64}｜>|</?(?:start_of_turn|end_of_turn|bos|eos|s|pad|unk)>|\[/?INST\]|<</?SYS>>",
+    r"<\|[^<>|\s]{1,64}\|>|<｜[^<>｜]{1,64}｜>|<</?SYS>>|\[/?INST\]"
+    r"|</?(?:(?:start|end)_of_(?:turn|image)|bos|eos|s|pad|unk|mask|sop|eop|think|tool_(?:call|response)s?"
+    r"|unused_?\d{1,5}|fim_(?:prefix|middle|suffix|pad)|file_sep|repo_name)>"
+    r"|(?-i:\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|MODEL_SETTINGS|CALL_ID|ARGS|THINK"
+    r"|IMG(?:_BREAK|_END)?|(?:BEGIN_)?AUDIO|PREFIX|MIDDLE|SUFFIX|[gs]?MASK|CLS|SEP|PAD|UNK|control_\d{1,5})\])",
     re.IGNORECASE,
 )
 ZERO_WIDTH = "\u200b"

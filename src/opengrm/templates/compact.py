@@ -14,9 +14,10 @@ and writes principles with weights, findings per response with their sum, and th
     [2] short yes, clean yes, polite no = 8
     \boxed{10, 8}
 
-Only the boxed scores decide (DESIGN rule 3); the lines above them are kept as principles and critique. Forms and
-additions have the names of the GRM family (`grm.py`): `compact-solo`, `compact-binary`, `+reference`, `+principles`,
-`+no-principles`, `+hint`. A hinted prompt without its line "Hint: ..." is the un-hinted prompt byte for byte.
+Only the boxed scores decide (DESIGN rule 3), and they close the text: words behind the last box mean that it was
+quoted from a response. The lines above are kept as principles and critique. Forms and additions have the names of the
+GRM family (`grm.py`): `compact-solo`, `compact-binary`, `+reference`, `+principles`, `+no-principles`, `+hint`. A
+hinted prompt without its line "Hint: ..." is the un-hinted prompt byte for byte.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from opengrm.items import Item, Message
-from opengrm.templates.base import Parsed, fence
-from opengrm.templates.parsing import PARSER_VERSION, boxed_scores
+from opengrm.templates.base import EXTRAS, Parsed, fence
+from opengrm.templates.parsing import boxed_scores
+from opengrm.templates.versions import text_version
 
 _MARKERS = (
     re.compile(r"\[\s*\d+\s*\]"),
@@ -36,10 +38,8 @@ _MARKERS = (
     re.compile(r"\bJudge (?:by criteria|without criteria|by the criteria)\b", re.IGNORECASE),
 )
 _FINDING = re.compile(r"^\[\d+\]")
-_TEXT_VERSION = 1
 
 FORMS = ("compact", "compact-solo", "compact-binary")
-EXTRAS = ("reference", "principles", "no-principles", "hint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ class Compact:
 
     @property
     def version(self) -> str:
-        return f"{_TEXT_VERSION}.{PARSER_VERSION}"
+        """Twelve hex digits over the rendered text of fixed items and the parser's version."""
+        return text_version(self, alone=not self.hint)
 
     @property
     def low(self) -> float:
@@ -126,9 +127,11 @@ class Compact:
         return (Message("user", "\n".join(lines)),)
 
     def parse(self, text: str, n: int) -> Parsed:
-        """Scores from the last box: exactly n numbers in range, by position shown. Never raises."""
+        """Scores from the box that closes the text: exactly n numbers in range, by position shown. Never raises."""
         principles, critique = _parts(text)
         parsed = boxed_scores(text, n, self.low, self.high)
+        if parsed.scores is not None and parsed.followed:
+            parsed = Parsed(None, "unparsable: the text goes on behind the last box")
         return replace(parsed, principles=principles, critique=critique)
 
     def _task(self) -> str:

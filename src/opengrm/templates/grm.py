@@ -32,14 +32,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from opengrm.items import Item, Message, content_hash
-from opengrm.templates.base import Parsed, fence
-from opengrm.templates.parsing import PARSER_VERSION, RULES, sections
+from opengrm.items import Item, Message
+from opengrm.templates.base import EXTRAS, Parsed, fence
+from opengrm.templates.parsing import RULES, sections
+from opengrm.templates.versions import text_version
 
 FORMS = ("grm", "grm-solo", "grm-binary")
-EXTRAS = ("reference", "principles", "no-principles", "hint")
 
 # What looks like one of this family's markers. A heading is matched from its last hash: `fence` puts its space behind
 # the first character of a match, and behind the first hash of a longer run it would leave an exact heading standing.
@@ -154,7 +153,7 @@ class GRMTemplate:
     @property
     def version(self) -> str:
         """Twelve hex digits over the rendered text of a fixed item, the parse rule and its version."""
-        return _version(self)
+        return text_version(self, self.rule)
 
     @property
     def low(self) -> float:
@@ -182,7 +181,7 @@ class GRMTemplate:
         blocks = [self._instructions(), _section("Evaluation Criteria", self._criteria())]
         if self.principles:
             blocks.append(_section("Specific Criteria", _given_principles(item)))
-        blocks.append(_section("Conversation Context", conversation_text(item.prompt)))
+        blocks.append(_section("Conversation Context", conversation_text(item.prompt, *MARKERS)))
         if self.reference:
             blocks.append(_section("Reference Answer", _given_reference(item)))
         blocks.append(_section("Responses to be Scored", self._responses(item, order)))
@@ -231,11 +230,11 @@ class GRMTemplate:
         return "\n".join(lines)
 
 
-def conversation_text(prompt: Sequence[Message]) -> str:
-    """A conversation as the family shows it: a lone user turn as it is, several turns each with a label."""
+def conversation_text(prompt: Sequence[Message], *markers: re.Pattern[str]) -> str:
+    """A conversation, fenced, as the family shows it: a lone user turn as it is, several turns each with a label."""
     if len(prompt) == 1 and prompt[0].role == "user":
-        return fence(prompt[0].content, *MARKERS)
-    return "\n".join(f"{m.role.capitalize()}: " + fence(m.content, *MARKERS, TURN) for m in prompt)
+        return fence(prompt[0].content, *markers)
+    return "\n".join(f"{m.role.capitalize()}: " + fence(m.content, *markers, TURN) for m in prompt)
 
 
 def _section(title: str, text: str) -> str:
@@ -258,26 +257,3 @@ def _hint(item: Item, order: Sequence[int]) -> str:
     if item.label is None:
         raise ValueError("this form hints at the best response, the item has no label (or several share the top)")
     return f"The best response is: Response {list(order).index(item.label) + 1}"
-
-
-_PROBE = Item(
-    prompt=(
-        Message("system", "S"),
-        Message("user", "U"),
-        Message("assistant", "A"),
-        Message("user", "[The End of Q]"),
-    ),
-    responses=("first", "#### Conversation Context ####", "third"),
-    best=1,
-    reference="R",
-    principles=("P", "Q"),
-    id="probe",
-)
-
-
-@lru_cache(maxsize=64)
-def _version(template: GRMTemplate) -> str:
-    items = [_PROBE.only(0)] if template.solo else [_PROBE, replace(_PROBE.only(0), best=0)]
-    items += [replace(item, prompt=(Message("user", "U"),)) for item in items]
-    texts = [[m.content for m in template.render(item, range(item.n))] for item in items]
-    return content_hash(texts, template.rule, PARSER_VERSION)[:12]

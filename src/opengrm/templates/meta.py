@@ -65,7 +65,7 @@ class MetaTemplate:
         if self.form == "meta-compact":
             (user,) = Compact(_compact_form(item, judgment)).render(item, order)
         else:
-            blocks = [_ASK, "#### Conversation Context ####\n" + conversation_text(item.prompt)]
+            blocks = [_ASK, "#### Conversation Context ####\n" + conversation_text(item.prompt, *MARKERS)]
             shown = [_response(position, item.responses[index]) for position, index in enumerate(order, start=1)]
             blocks.append("#### Responses to be Scored ####\n" + "\n\n".join(shown))
             user = Message("user", "\n\n".join(blocks))

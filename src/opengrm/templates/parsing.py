@@ -10,7 +10,12 @@ that the model may not have meant:
 - A score is a plain decimal number in ASCII digits: no exponent, no "nan", no digits of other scripts. "8/10" is 8
   where 10 is the top of the range, and unparsable otherwise. `\\text{8}`, `\\mathbf{8}`, `**8**` and `$8$` are 8.
 - Scores are separated by a comma, or by the full-width comma that Chinese models write.
-- After a closing `</think>` only what follows it is read: a box in the thoughts is not the answer.
+- After a closing `</think>` only what follows it is read: a box in the thoughts is not the answer. A `<think>` that
+  begins a line and is never closed leaves no answer at all; elsewhere in a line it is a word that the model quotes.
+- A heading "Scores:" behind the last box means that the scores stand there without one, and that the box was a quote.
+
+What no rule can tell: a model that quotes a box from a response, and then stops without one of its own, reads as if it
+had answered. So does one whose token limit falls exactly behind such a quote.
 """
 
 from __future__ import annotations
@@ -18,13 +23,16 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from opengrm.templates.base import Parsed
 
+T = TypeVar("T")
 Rule = Callable[[str, int, float, float], Parsed]
 
 # Goes into every template's version: raise it whenever a rule may read a text differently.
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 
 # Longest text of one score inside a box, with its wrapping; a longer box is not a list of scores.
 _SCORE_CHARS = 64
@@ -36,6 +44,8 @@ _SPACING = re.compile(r"\\[ ,;:!]|~")
 _FRACTION = re.compile(r"(?s)(.{1,40}?)\s?/\s?(.{1,20})")
 _COMMA = re.compile(r"[,，]")
 _THOUGHT_END = "</think>"
+_THOUGHT = re.compile(r"^[ \t]{0,16}<think>", re.MULTILINE)
+_WORD = re.compile(r"[^\W_]")
 
 
 def number(text: str, high: float | None = None) -> float | None:
@@ -58,9 +68,20 @@ def checked(values: Sequence[float], n: int, low: float, high: float) -> Parsed:
 
 
 def answer(text: str) -> str:
-    """What follows the last closing thought tag, or all of the text where there is none."""
+    """What follows the last closing thought tag (all of the text without one), or nothing if a thought stays open."""
     end = text.rfind(_THOUGHT_END)
-    return text if end < 0 else text[end + len(_THOUGHT_END) :]
+    rest = text if end < 0 else text[end + len(_THOUGHT_END) :]
+    return "" if _THOUGHT.search(rest) else rest
+
+
+def last(values: Iterator[T]) -> T | None:
+    """The last of them, None of none."""
+    return next(iter(deque(values, maxlen=1)), None)
+
+
+def ending(parsed: Parsed, text: str, end: int) -> Parsed:
+    """`parsed`, read from what ends at `end`, with a note whether words follow it."""
+    return replace(parsed, followed=_WORD.search(text, end) is not None)
 
 
 def box_list(content: str, n: int, low: float, high: float) -> Parsed:
@@ -89,7 +110,14 @@ def _last_box(text: str, n: int, low: float, high: float) -> Parsed:
     content = _braced(text, box.end(), n * _SCORE_CHARS)
     if content is None:
         return Parsed(None, r"unparsable: the last \boxed{ is not closed")
-    return box_list(content, n, low, high)
+    return _own(box_list(content, n, low, high), text, box.end() + len(content) + 1)
+
+
+def _own(parsed: Parsed, text: str, end: int) -> Parsed:
+    """The scores read from what ends at `end`, unless a heading for the scores comes only then."""
+    if _SCORES.search(text, end):
+        return Parsed(None, 'unparsable: the text goes on to "Scores:" behind the last box')
+    return ending(parsed, text, end)
 
 
 def _find_last_box(text: str) -> re.Match[str] | None:
@@ -119,7 +147,7 @@ _RELEASED_OPEN = re.compile(r"\\{1,2}boxed\{|\[")
 _RELEASED_CLOSE = re.compile(r"[\]}]")
 
 
-def released_contents(text: str) -> Iterator[str]:
+def released_spans(text: str) -> Iterator[slice]:
     r"""Every match of the released DeepSeek-GRM pattern, left to right, without overlap, in linear time.
 
     The pattern (method notes 4.6) opens at `\boxed{` or `[` and runs to the next `}` or `]`, at least one character
@@ -133,7 +161,7 @@ def released_contents(text: str) -> Iterator[str]:
         if closed.start() == opened.end():  # nothing inside: not a match, go on behind the opening's first character
             at = opened.start() + 1
         else:
-            yield text[opened.end() : closed.start()]
+            yield slice(opened.end(), closed.start())
             at = closed.end()
 
 
@@ -143,13 +171,14 @@ def released_scores(text: str, n: int, low: float, high: float) -> Parsed:
     Unlike known copies of it, this one asks for exactly n numbers and does not clamp. It reads any closing `[...]` as
     scores ("[1]" after the box, say), so `boxed` is the default.
     """
-    content = deque(released_contents(answer(text)), maxlen=1)
-    if not content:
+    text = answer(text)
+    span = last(released_spans(text))
+    if span is None:
         return Parsed(None, r"unparsable: no \boxed{...} and no [...] in the text")
-    if len(content[0]) > (n + 1) * _SCORE_CHARS:
+    if span.stop - span.start > (n + 1) * _SCORE_CHARS:
         return Parsed(None, "unparsable: the last bracket is not a list of scores")
-    values = [value for part in content[0].split(",") if (value := number(part)) is not None]
-    return checked(values, n, low, high)
+    values = [value for part in text[span].split(",") if (value := number(part)) is not None]
+    return _own(checked(values, n, low, high), text, span.stop)
 
 
 _INDIVIDUAL = re.compile(r"\[\s?The\s(Begin|End)\sof\s(Individual|Ranking)\sScores?\s?\]", re.IGNORECASE)
@@ -170,7 +199,8 @@ def individual_scores(text: str, n: int, low: float, high: float) -> Parsed:
             end = min(end, match.start())
     if start < 0:
         return Parsed(None, "unparsable: no [The Begin of Individual Scores] in the text")
-    return _last_box(text[start:end], n, low, high)
+    parsed = _last_box(text[start:end], n, low, high)
+    return replace(parsed, followed=parsed.followed or end < len(text))
 
 
 _DOUBLE = re.compile(r"\[\[([^\[\]\n]{1,64})\]\]")
@@ -178,12 +208,11 @@ _DOUBLE = re.compile(r"\[\[([^\[\]\n]{1,64})\]\]")
 
 def double_bracket(text: str, n: int, low: float, high: float) -> Parsed:
     """MT-bench single grading: the last `[[rating]]`; one number, or n of them separated by commas."""
-    content: str | None = None
-    for match in _DOUBLE.finditer(answer(text)):
-        content = match[1]
-    if content is None:
+    text = answer(text)
+    found = last(_DOUBLE.finditer(text))
+    if found is None:
         return Parsed(None, "unparsable: no [[...]] in the text")
-    return box_list(content, n, low, high)
+    return ending(box_list(found[1], n, low, high), text, found.end())
 
 
 _RESULT = re.compile(r"\[RESULT\]\s?\(?([0-9.]{1,18})\)?[\s.]{0,8}\Z")
@@ -191,7 +220,7 @@ _RESULT = re.compile(r"\[RESULT\]\s?\(?([0-9.]{1,18})\)?[\s.]{0,8}\Z")
 
 def result_tag(text: str, n: int, low: float, high: float) -> Parsed:
     """Prometheus, absolute grading: `[RESULT] 4` at the very end of the text. For one response."""
-    found = _RESULT.search(text[-200:].rstrip())
+    found = _RESULT.search(answer(text)[-200:].rstrip())
     value = None if found is None else number(found[1].rstrip("."))
     if value is None:
         return Parsed(None, "unparsable: the text does not end in [RESULT] and a number")
@@ -200,7 +229,7 @@ def result_tag(text: str, n: int, low: float, high: float) -> Parsed:
 
 def first_line(text: str, n: int, low: float, high: float) -> Parsed:
     """Vicuna reviews: the first line holds the n scores and nothing else, separated by spaces or commas."""
-    line = text.lstrip()[: n * _SCORE_CHARS].split("\n", 1)[0]
+    line = answer(text).lstrip()[: n * _SCORE_CHARS].split("\n", 1)[0]
     values = [number(part, high) for part in re.split(r"[\s,]+", line.strip()) if part]
     if not values or None in values:
         return Parsed(None, "unparsable: the first line is not a list of scores")
@@ -209,12 +238,10 @@ def first_line(text: str, n: int, low: float, high: float) -> Parsed:
 
 # A heading of the three output lines, tolerant to what real models make of it (method notes 4.6): "### Analysis",
 # "**Scores: ...**", "1. Specific Criteria:". Every repeat is bounded, so matching is linear.
-_HEADING = re.compile(
-    r"^[ \t>#*_`-]{0,16}(?:[0-9]{1,2}[.)][ \t]?)?[*_`]{0,4}(Specific Criteria|Analysis|Scores?)"
-    r"[ \t*_`]{0,8}(?:[:：][ \t*_`]{0,8}|\r?$)",
-    re.IGNORECASE | re.MULTILINE,
-)
+_LINE_HEADING = r"^[ \t>#*_`-]{0,16}(?:[0-9]{1,2}[.)][ \t]?)?[*_`]{0,4}(%s)[ \t*_`]{0,8}(?:[:：][ \t*_`]{0,8}|\r?$)"
+_HEADING = re.compile(_LINE_HEADING % "Specific Criteria|Analysis|Scores?", re.IGNORECASE | re.MULTILINE)
 _INLINE = re.compile(r"\b(Specific Criteria|Analysis|Scores?)(?:\*{2})?:")
+_SCORES = re.compile(_LINE_HEADING % "Scores?" + r"|\bScores?[ \t*_`]{0,8}[:：]", re.IGNORECASE | re.MULTILINE)
 _SCORES_LINE_CHARS = 200
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from opengrm.templates.base import Parsed
-from opengrm.templates.parsing import RULES, Rule, answer, checked, number
+from opengrm.templates.parsing import RULES, Rule, answer, checked, ending, last, number
 
 
 def won(index: int | None, n: int, low: float, high: float) -> Parsed:
@@ -31,13 +31,13 @@ def letter_verdict(text: str, n: int, low: float, high: float) -> Parsed:
     different letters in one text are ambiguous only if the last line holds both.
     """
     text = answer(text)
-    letters = _LETTER.findall(text)
-    if not letters:
+    found = last(_LETTER.finditer(text))
+    if found is None:
         return Parsed(None, "unparsable: no [[A]] or [[B]] in the text")
     if len(set(_LETTER.findall(text.rstrip().rsplit("\n", 1)[-1]))) > 1:
         return Parsed(None, "unparsable: the last line names several winners")
-    index = ord(letters[-1]) - ord("A")
-    return won(None if n == 2 and index == 2 else index, n, low, high)
+    index = ord(found[1]) - ord("A")
+    return ending(won(None if n == 2 and index == 2 else index, n, low, high), text, found.end())
 
 
 _EDGES = " \t\r\n*_`$\"'.:"
@@ -76,10 +76,11 @@ _ERROR = re.compile(r"\bcontains (an|no) error\b", re.IGNORECASE)
 
 def error_verdict(text: str, n: int, low: float, high: float) -> Parsed:
     """ReaLMistake: the last "contains an error" (score 0) or "contains no error" (score 1). For one response."""
-    found = _ERROR.findall(answer(text))
-    if not found:
+    text = answer(text)
+    found = last(_ERROR.finditer(text))
+    if found is None:
         return Parsed(None, "unparsable: the text says neither 'contains an error' nor 'contains no error'")
-    return checked([float(found[-1].lower() == "no")], n, low, high)
+    return ending(checked([float(found[1].lower() == "no")], n, low, high), text, found.end())
 
 
 def whole_number(text: str, n: int, low: float, high: float) -> Parsed:

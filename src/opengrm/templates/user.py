@@ -36,7 +36,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,7 +48,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from opengrm.errors import UsageError
 from opengrm.items import Item, Message
 from opengrm.templates.base import Parsed, fence
-from opengrm.templates.grm import MARKERS, TURN
+from opengrm.templates.grm import MARKERS, conversation_text
 from opengrm.templates.parsing import PARSER_VERSION, number, sections
 from opengrm.templates.recorded import ALL_RULES
 
@@ -158,12 +158,12 @@ class UserTemplate:
         """Scores by the file's rule; principles and critique where the text has the GRM family's headings."""
         parsed = ALL_RULES[self.rule](text, n, self.low, self.high)
         principles, critique = sections(text)
-        return Parsed(parsed.scores, parsed.error, principles, critique)
+        return replace(parsed, principles=principles, critique=critique)
 
     def _values(self, item: Item, order: Sequence[int]) -> dict[str, Any]:
         messages = [{"role": m.role, "content": fence(m.content, *self.markers)} for m in item.prompt]
         values: dict[str, Any] = {
-            "conversation": self._conversation(item),
+            "conversation": conversation_text(item.prompt, *self.markers),
             "messages": messages,
             "responses": [fence(item.responses[i], *self.markers) for i in order],
             "n": item.n,
@@ -175,11 +175,6 @@ class UserTemplate:
                 raise ValueError(f"{self.path} hints at the best response, the item has no label")
             values["hint"] = list(order).index(item.label) + 1
         return values
-
-    def _conversation(self, item: Item) -> str:
-        if len(item.prompt) == 1 and item.prompt[0].role == "user":
-            return fence(item.prompt[0].content, *self.markers)
-        return "\n".join(f"{m.role.capitalize()}: " + fence(m.content, *self.markers, TURN) for m in item.prompt)
 
     def _text(self, template: JinjaTemplate, line: int, values: Mapping[str, Any]) -> str:
         chunks: list[str] = []

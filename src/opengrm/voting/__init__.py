@@ -2,7 +2,7 @@
 
 from opengrm.voting.confidence import confidence, lead_probability
 from opengrm.voting.correctness import correct, correct_rows, credit, credit_rows, label_of
-from opengrm.voting.intervals import Interval, mean_interval, normal_interval, share_interval, wilson
+from opengrm.voting.intervals import Interval, RunningShare, normal_interval, share_interval, wilson
 from opengrm.voting.orders import ORDER_KINDS, OrderKind, plan_orders
 from opengrm.voting.reducers import REDUCERS, Reducer, reduce_votes, shares, verdict_of, vote
 
@@ -12,6 +12,7 @@ __all__ = [
     "Interval",
     "OrderKind",
     "Reducer",
+    "RunningShare",
     "confidence",
     "correct",
     "correct_rows",
@@ -19,7 +20,6 @@ __all__ = [
     "credit_rows",
     "label_of",
     "lead_probability",
-    "mean_interval",
     "normal_interval",
     "plan_orders",
     "reduce_votes",

@@ -60,9 +60,7 @@ def pearson(x_I: Floats, y_I: Floats, weights_BI: Floats) -> Floats:
     x_I, y_I, weights_BI = _valid(x_I, y_I, weights_BI)
     if not len(x_I):
         return np.full(len(weights_BI), np.nan)
-    # Centring first keeps the moments small against their rounding.
-    x_BI = np.broadcast_to(x_I - x_I.mean(), weights_BI.shape)
-    y_BI = np.broadcast_to(y_I - y_I.mean(), weights_BI.shape)
+    x_BI, y_BI = (np.broadcast_to(_scaled(values_I), weights_BI.shape) for values_I in (x_I, y_I))
     return _weighted_pearson(x_BI, y_BI, weights_BI)
 
 
@@ -126,6 +124,13 @@ def _over_columns(statistic: Statistic, columns: Sequence[tuple[Floats, Floats]]
         defined_B += np.isfinite(value_B)
         total_B += np.nan_to_num(value_B)
     return _divide(total_B, defined_B)
+
+
+def _scaled(values_I: Floats) -> Floats:
+    """Centred and at most 1 in size: moments small against their rounding, and no square overflows."""
+    centred_I = values_I - values_I.mean()
+    largest = np.abs(centred_I).max()
+    return np.asarray(centred_I / largest if largest > 1e-12 * np.abs(values_I).max() else np.zeros(len(values_I)))
 
 
 def _valid(x_I: Floats, y_I: Floats, weights_BI: Floats) -> tuple[Floats, Floats, Floats]:

@@ -27,17 +27,40 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(total: float, squares: float, n: int) -> Interval:
-    """The mean of n values in [0, 1], each a cluster of its own, from their running sums.
+class RunningShare:
+    """The mean of a stream of values in [0, 1] and its interval, from running sums: what `share_interval` says.
 
-    Args:
-        total: sum of the values.
-        squares: sum of their squares.
-        n: how many, at least 1.
+    Only the sums of clusters with a name are kept, so memory does not grow with values that stand alone.
     """
-    mean = total / n
-    spread = max(0.0, squares - n * mean * mean)
-    return wilson(mean, spread / (n * (n - 1)) if n > 1 else 0.0, n)
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._total = 0.0
+        self._squares = 0.0  # of the values that stand alone
+        self._alone = 0
+        self._clusters: dict[str, tuple[int, float]] = {}
+
+    def add(self, value: float, cluster: str | None = None) -> None:
+        """Count a value; None is a cluster of its own."""
+        self.n += 1
+        self._total += value
+        if cluster is None:
+            self._alone += 1
+            self._squares += value * value
+        else:
+            count, total = self._clusters.get(cluster, (0, 0.0))
+            self._clusters[cluster] = (count + 1, total + value)
+
+    def interval(self) -> Interval | None:
+        """None without a value."""
+        if not self.n:
+            return None
+        mean, groups = self._total / self.n, self._alone + len(self._clusters)
+        alone = self._total - math.fsum(total for _, total in self._clusters.values())
+        spread = self._squares - 2 * mean * alone + self._alone * mean * mean
+        spread += math.fsum((total - mean * count) ** 2 for count, total in self._clusters.values())
+        variance = max(0.0, spread) / self.n**2 * groups / (groups - 1) if groups > 1 else 0.0
+        return wilson(mean, variance, groups)
 
 
 def share_interval(

@@ -1,8 +1,8 @@
 """Recorded judgments as compact arrays: what a re-vote needs of them, and no texts.
 
 Judgments stream in, in any order; what stays in memory is a few numbers each (8 bytes a score and about 40 more). They
-come out grouped by who judged (model, template, temperature: votes of different judges are not mixed unless asked to
-be), and within that in dense blocks of items with the same number of responses and of samples.
+come out grouped by who judged and how (model, template, sampling: votes of different judges are not mixed unless asked
+to be), and within that in dense blocks of items with the same number of responses and of samples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from opengrm.errors import BadRow
+from opengrm.errors import BadRow, UsageError
+from opengrm.items import is_number
 from opengrm.judgments import Judgment
 
 Floats = npt.NDArray[np.float64]
@@ -25,14 +26,17 @@ OnBad = Callable[[BadRow], object]
 
 
 class Source(NamedTuple):
-    """Who judged."""
+    """Who judged and how; None where it is not known. `orders` is the kind of plan."""
 
-    model: str | None
-    template: str | None
-    temperature: float | None
+    model: str | None = None
+    template: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    orders: str | None = None
 
 
-POOLED = Source(None, None, None)
+POOLED = Source()
 
 
 @dataclass(frozen=True)
@@ -113,18 +117,32 @@ def collect(
 
     Raises:
         BadRow: a judgment's number of scores is not its item's number of responses.
+        UsageError: a source has two judgments of one sample of an item (not with `pool`): two runs are mixed.
     """
     tables: dict[Source, _Table] = {}
     for judgment in judgments:
-        source = POOLED if pool else Source(judgment.model, judgment.template, judgment.temperature)
-        table = tables.setdefault(source, _Table())
         try:
+            table = tables.setdefault(POOLED if pool else _source(judgment), _Table())
             table.add(judgment, (sizes or {}).get(judgment.item, 0))
         except BadRow as bad:
             if on_bad is None:
                 raise
             on_bad(bad)
-    return [table.recorded(source) for source, table in tables.items()]
+    return [table.recorded(source, pool) for source, table in tables.items()]
+
+
+def _source(judgment: Judgment) -> Source:
+    """The judgment's source; how it was sampled stands in its `sampling`, where the judge wrote it."""
+    sampling = judgment.extra.get("sampling")
+    known: dict[str, Any] = sampling if isinstance(sampling, dict) else {}
+    top_p, max_tokens, orders = (known.get(name) for name in ("top_p", "max_tokens", "orders"))
+    numbers = all(value is None or is_number(value) for value in (top_p, max_tokens))
+    if not numbers or not isinstance(orders, str | None) or not isinstance(sampling, dict | None):
+        raise BadRow(
+            f"item {judgment.item!r}, sample {judgment.sample}",
+            "'sampling' must be an object with the numbers 'top_p' and 'max_tokens' and the text 'orders'",
+        )
+    return Source(judgment.model, judgment.template, judgment.temperature, top_p, max_tokens, orders)
 
 
 @dataclass
@@ -165,12 +183,19 @@ class _Table:
         self.completion_tokens_J.append(_known(judgment.completion_tokens))
         self.scores.extend(judgment.scores or ())
 
-    def recorded(self, source: Source) -> Recorded:
+    def recorded(self, source: Source, pool: bool) -> Recorded:
         """The columns as dense blocks."""
         unit_J, sample_J = np.asarray(self.unit_J), np.asarray(self.sample_J)
         kept_J = _latest(unit_J, np.asarray(self.key_J))
         kept_J = kept_J[np.lexsort((kept_J, sample_J[kept_J], unit_J[kept_J]))]
         n_U, ids = np.array(self.n_U), list(self.units)
+        again = (np.diff(unit_J[kept_J]) == 0) & (np.diff(sample_J[kept_J]) == 0)
+        if again.any() and not pool:
+            first, count = kept_J[int(np.argmax(again))], int(again.sum())
+            raise UsageError(
+                f"item {ids[unit_J[first]]!r}: sample {sample_J[first]} is there twice (as are {count:,} in all):"
+                " judgments of two runs or settings are mixed; vote over each alone, or over all of them with --pool"
+            )
         samples_U = np.bincount(unit_J[kept_J], minlength=len(ids))
         start_U = np.cumsum(samples_U) - samples_U
         blocks = []

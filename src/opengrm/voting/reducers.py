@@ -117,11 +117,35 @@ def _mean(votes: Votes) -> tuple[float, ...]:
 
 def _majority(votes: Votes) -> tuple[float, ...]:
     if len(votes[0]) == 1:
-        counts = Counter(v[0] for v in votes)
-        most = max(counts.values())
-        modes = [value for value, count in counts.items() if count == most]
-        return (math.fsum(modes) / len(modes),)
+        top = modes(votes)
+        return (math.fsum(top) / len(top),)
     return _sum([shares(v) for v in votes])
+
+
+def modes(votes: Votes) -> list[float]:
+    """The most frequent scores of a single response's valid votes."""
+    counts = Counter(v[0] for v in votes)
+    most = max(counts.values())
+    return [value for value, count in counts.items() if count == most]
+
+
+def single_credit(votes: Votes, label: float, how: Reducer) -> float | None:
+    """What the vote on a single response earns against its label: 1 if they are equal, else 0 (DESIGN rule 1).
+
+    It is the most frequent score that is compared, a tie between values earning its expected credit. A sum or a mean
+    of scores is no score: with those, only 0/1 votes decide, against a 0/1 label (the mean cut at 1/2 decides as the
+    most frequent does).
+
+    Args:
+        votes: at least one.
+
+    Returns:
+        None where the vote decides nothing.
+    """
+    if how != "majority" and any(s not in (0, 1) for s in (label, *(v[0] for v in votes))):
+        return None
+    top = modes(votes)
+    return top.count(label) / len(top)
 
 
 def shares(scores: Sequence[float]) -> list[float]:

@@ -50,12 +50,17 @@ class Labels:
 
     @classmethod
     def of(cls, items: Iterable[Item], clusters: Mapping[str, object] | None = None) -> Labels:
-        """Read items, keeping sizes and labels only.
+        """Read items, keeping sizes, labels and clusters only.
+
+        Args:
+            items: read once.
+            clusters: a cluster by item id; None takes what the items say (`Item.cluster`).
 
         Raises:
             UsageError: two items share an id but not their size or label.
         """
-        found = cls(clusters=clusters or {})
+        own: dict[str, object] = {}
+        found = cls(clusters=own if clusters is None else clusters)
         for item in items:
             label = label_of(item)
             known = (found.sizes.get(item.id, item.n), found.labels.get(item.id, label))
@@ -66,6 +71,8 @@ class Labels:
             found.sizes[item.id] = item.n
             if label is not None:
                 found.labels[item.id] = label
+            if item.cluster is not None:
+                own[item.id] = item.cluster
         return found
 
 
@@ -78,6 +85,7 @@ class Report:
         positions: position bias and order consistency, one for each source and number of responses with known orders.
         agreement: how far samples agree with one another, one for each source and group.
         counts: judgments, items and what of them could not be used.
+        unmet: numbers of votes (`ks`) asked for that no labelled item of a source and group has samples for.
         recorded: the judgments themselves, for `verdicts`.
     """
 
@@ -85,10 +93,12 @@ class Report:
     positions: list[dict[str, Any]]
     agreement: list[dict[str, Any]]
     counts: dict[str, int]
+    unmet: list[dict[str, Any]]
     recorded: list[Recorded]
 
     def to_json(self) -> dict[str, Any]:
-        return {"counts": self.counts, "rows": self.rows, "positions": self.positions, "agreement": self.agreement}
+        names = ("counts", "rows", "positions", "agreement", "unmet")
+        return {name: getattr(self, name) for name in names}
 
 
 def revote(
@@ -105,7 +115,7 @@ def revote(
     """Vote over recorded judgments again.
 
     Args:
-        judgments: streamed; memory holds a few numbers of each. Grouped by source (model, template, temperature).
+        judgments: streamed; memory holds a few numbers of each. Grouped by source (model, template, sampling).
         labels: the items' labels; None gives agreement and position statistics only.
         ks: numbers of votes; None takes 1..K up to K = 8 recorded samples, else powers of two and K.
         how: the vote.
@@ -116,13 +126,14 @@ def revote(
 
     Raises:
         BadRow: a judgment has another number of scores than its item has responses.
-        UsageError: a k below 1, or planned subsets of judgments whose orders are not known.
+        UsageError: a k below 1, planned subsets of judgments whose orders are not known, or a source in which two runs
+            are mixed (see `recorded.collect`).
     """
     if ks is not None and any(k < 1 for k in ks):
         raise UsageError(f"k is {min(ks)}, expected at least 1")
     labels = labels or Labels()
     recorded = collect(judgments, labels.sizes, pool=pool, on_bad=on_bad)
-    rows, positions, agreements = [], [], []
+    rows, positions, agreements, unmet = [], [], [], []
     for source in recorded:
         name = as_json(source.source)
         plan = _resolve(subsets, source.blocks)
@@ -130,22 +141,26 @@ def revote(
             blocks = [b for b in source.blocks if belongs(b.n)]
             if not blocks or (group == "all" and len({b.n > 2 for b in blocks}) < 2):
                 continue
-            agreements.append({**name, "group": group, **agreement(blocks, seed=seed)})
+            agreements.append({**name, "group": group, **agreement(blocks, labels.clusters, seed=seed)})
             labelled = [labelled_block for b in blocks if (labelled_block := _labelled(b, labels)).items]
-            for k in _default_ks(labelled) if ks is None else sorted(set(ks)):
+            most = max((b.samples for b in labelled), default=0)
+            wanted = _default_ks(most) if ks is None else sorted(set(ks))
+            if most and wanted[-1] > most:
+                unmet.append({**name, "group": group, "ks": [k for k in wanted if k > most], "samples": most})
+            for k in wanted:
                 row = single_row(labelled, labels.labels, k, how, labels.clusters, seed) if group == "singles" else (
                     ranked_row(labelled, labels.labels, k, how, plan, labels.clusters, seed)
                 )  # fmt: skip
                 if row is not None:
                     rows.append({**name, "group": group, "reduce": how, **row})
-        positions += [{**name, **found} for found in position_bias(source.blocks)]
-    return Report(rows, positions, agreements, _counts(recorded, labels), recorded)
+        positions += [{**name, **found} for found in position_bias(source.blocks, labels.clusters)]
+    return Report(rows, positions, agreements, _counts(recorded, labels), unmet, recorded)
 
 
 def verdicts(recorded: Sequence[Recorded], how: Reducer = "sum") -> Iterator[Verdict]:
     """The verdict of each item over all of its recorded samples, by source, in order of first appearance.
 
-    Where there are several sources, each verdict says whose it is (`model`, `template`, `temperature`).
+    Where there are several sources, each verdict says whose it is (the known fields of `Source`).
     """
     for source in recorded:
         extra = as_json(source.source) if len(recorded) > 1 else {}
@@ -180,8 +195,7 @@ def _labelled(block: Block, labels: Labels) -> Block:
     return block.rows(np.array([item in labels.labels for item in block.items], dtype=bool))
 
 
-def _default_ks(blocks: Sequence[Block]) -> list[int]:
-    most = max((b.samples for b in blocks), default=0)
+def _default_ks(most: int) -> list[int]:
     if most <= 8:
         return list(range(1, most + 1))
     return [*(2**e for e in range(most.bit_length()) if 2**e < most), most]

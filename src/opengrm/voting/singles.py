@@ -1,9 +1,10 @@
-"""Votes on single responses at one k: accuracy and ROC-AUC against 0/1 labels, correlation with real-valued ones.
+"""Votes on single responses at one k: accuracy, and ROC-AUC against 0/1 labels or correlation with others.
 
 A total over valid votes is not comparable between items with different numbers of them, so statistics over items use
-the mean over valid votes for `sum` as for `mean`. `majority` is the most frequent score. Against 0/1 labels accuracy
-is that of the most frequent score, a tie between values earning its expected credit, and an item without a verdict one
-half; for 0/1 scores the mean cut at 0.5 decides the same way, for other scores only `majority` decides at all.
+the mean over valid votes for `sum` as for `mean`. Accuracy is the share of items whose vote equals the label (DESIGN
+rule 1): of the most frequent score, a tie between values earning its expected credit (`reducers.single_credit`). An
+item without a verdict earns one half against 0/1 labels and nothing against others, which have no level of chance.
+With `sum` and `mean` accuracy is left out, but for 0/1 scores against 0/1 labels.
 """
 
 from __future__ import annotations
@@ -45,10 +46,9 @@ def single_row(
         k, how, clusters, seed: as for `ranked_row`.
 
     Returns:
-        None if no item has k samples. With 0/1 labels the keys of `ranked_row` (accuracies None where nothing decides)
-        and `auc`, `auc_valid`; else `pearson` and `spearman`, over items with a verdict. Each with mean, low, high, or
-        None where it is not defined. The statistics over items are averaged over subsets, with bootstrap
-        intervals over items.
+        None if no item has k samples. The keys of `ranked_row` (accuracies None where nothing decides) and with 0/1
+        labels `auc`, `auc_valid`, else `pearson` and `spearman`, over items with a verdict. Each with mean, low, high,
+        or None where it is not defined. The statistics over items are averaged over subsets, with bootstrap intervals.
     """
     used = [b for b in blocks if b.samples >= k]
     if not used:
@@ -56,10 +56,11 @@ def single_row(
     items = [item for block in used for item in block.items]
     rewards_I = np.array([rewards[item] for item in items])
     binary = bool(np.isin(rewards_I, (0.0, 1.0)).all())
-    decides = binary and (how == "majority" or _binary_scores(used))
+    decides = how == "majority" or (binary and _binary_scores(used))
     votes, start = [], 0
     for block in used:
-        votes.append(_votes(block, rewards_I[start : start + len(block.items)], k, how, decides, seed))
+        own_I = rewards_I[start : start + len(block.items)]
+        votes.append(_votes(block, own_I, k, how, decides, 0.5 if binary else 0.0, seed))
         start += len(block.items)
     clusters_I = cluster_ids(items, clusters)
     columns = {name: np.concatenate([v.columns[name] for v in votes]) for name in COLUMNS}
@@ -88,10 +89,10 @@ def single_row(
     }
 
 
-def _votes(block: Block, rewards_I: Floats, k: int, how: Reducer, decides: bool, seed: int) -> _Votes:
+def _votes(block: Block, rewards_I: Floats, k: int, how: Reducer, decides: bool, chance: float, seed: int) -> _Votes:
     items, chosen = len(block.items), all_subsets(block.samples, k, seed)
     columns = {name: np.zeros(items) for name in COLUMNS} | cost(block, chosen)
-    columns["chance"][:] = 0.5
+    columns["chance"][:] = chance
     value_IR = np.full((items, len(chosen.weights_R)), np.nan)
     for part in chunks(items, len(chosen.weights_R) * block.samples):
         scores_IKN = block.scores_IKN[part]
@@ -99,7 +100,7 @@ def _votes(block: Block, rewards_I: Floats, k: int, how: Reducer, decides: bool,
         with np.errstate(invalid="ignore", divide="ignore"):
             value_IR[part] = np.where(valid_IR > 0, total_IRN[:, :, 0] / valid_IR, np.nan)
         columns["decided"][part] = (valid_IR > 0) @ chosen.weights_R
-        if decides or how == "majority":
+        if decides:
             mode_IR, credit_IR, tied_IR = subset_modes(scores_IKN[:, :, 0], chosen.masks_RK, rewards_I[part])
             columns["credit"][part] = credit_IR @ chosen.weights_R
             columns["strict"][part] = (credit_IR * ~tied_IR) @ chosen.weights_R

@@ -15,13 +15,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 SubsetKind = Literal["auto", "all", "planned"]
-SUBSET_KINDS: tuple[str, ...] = get_args(SubsetKind)
 MOST_EXACT = 1000
 DRAWN = 256
 
