@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from opengrm.cli import train_rft
+from opengrm.cli import train_meta, train_rft
 
 app = typer.Typer(help="Train a generative reward model, stage by stage.", no_args_is_help=True)
 app.command(name="rft")(train_rft.rft)
+app.command(name="meta")(train_meta.meta)

@@ -12,6 +12,7 @@ is longer than the model's context keeps `meta` None.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
@@ -31,6 +32,26 @@ class Scorer(Protocol):
     def model(self) -> str: ...
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]: ...
+
+
+def open_meta_rm(
+    model: str, template: str | None, ledger: Ledger | None, stack: ExitStack, *, device: str = "auto",
+    dtype: str = "auto", trust_remote_code: bool = False,
+) -> MetaRM:  # fmt: skip
+    """Load a meta RM; `stack` lets go of it.
+
+    Args:
+        model: a folder or a hub id.
+        template: what it reads, "meta" or "meta-compact"; None takes what its config.json says, else "meta".
+        ledger: where meta scores are kept.
+        stack: closes the classifier.
+        device, dtype, trust_remote_code: as for `engines.classifier.Classifier`.
+    """
+    from opengrm.engines.classifier import Classifier
+
+    classifier = Classifier(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    stack.callback(classifier.close)
+    return MetaRM(classifier, MetaTemplate(template or classifier.meta_template or "meta"), ledger)
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from opengrm.errors import BadRow
 from opengrm.judgments import Judgment
 from opengrm.verdicts import Verdict
-from opengrm.voting.reducers import total_decimals, verdict_of
+from opengrm.voting.reducers import Reducer, Votes, total_decimals, valid_scores, verdict_of
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -79,11 +78,20 @@ class GuidedTotals(NamedTuple):
     used_IR: Floats
 
 
+Rule = Reducer | Guide  # how votes become a verdict: a plain reducer, or guided by meta scores
+
+
+def rule_name(how: Rule) -> str:
+    """The rule in a report: "sum", "meta", "meta top 4", "meta from 0 weighted", ..."""
+    if not isinstance(how, Guide):
+        return how
+    top = "" if how.k_meta is None else f" top {how.k_meta}"
+    least = "" if how.threshold is None else f" from {how.threshold:g}"
+    return f"meta{top}{least}{' weighted' if how.weights else ''}"
+
+
 def guided_vote(item: str, judgments: Iterable[Judgment], n: int | None = None, guide: Guide = PAPER) -> Verdict:
     """The verdict of an item's judgments, as `reducers.vote` with the sum, over those that the meta RM trusts.
-
-    `Verdict.used` counts judgments with a weight above 0: with ties at the cut that may be more than k_meta. The
-    confidence is that of the used votes.
 
     Args:
         item: id of the item.
@@ -95,30 +103,57 @@ def guided_vote(item: str, judgments: Iterable[Judgment], n: int | None = None, 
         BadRow: a judgment has another number of scores.
     """
     asked = sorted(judgments, key=lambda j: j.sample)
-    valid = [j for j in asked if j.scores is not None]
-    for judgment in valid:
-        scores = judgment.scores or ()
-        n = n or len(scores)
-        if len(scores) != n:
-            raise BadRow(f"item {item!r}, sample {judgment.sample}", f"{len(scores)} scores for {n} responses")
-    weights = judgment_weights([j.meta for j in valid], guide)
-    kept = [(w, j.scores) for w, j in zip(weights, valid, strict=True) if w > 0 and j.scores is not None]
-    verdict = verdict_of(
+    return guided_verdict(
         item,
-        [scores if weight == 1 else tuple(weight * s for s in scores) for weight, scores in kept],
-        "sum",
+        valid_scores(item, asked, n),
+        [j.meta for j in asked if j.scores is not None],
+        guide,
         asked=len(asked),
         prompt_tokens=sum(j.prompt_tokens or 0 for j in asked),
         completion_tokens=sum(j.completion_tokens or 0 for j in asked),
     )
-    return replace(verdict, valid=len(valid))
+
+
+def guided_verdict(
+    item: str, votes: Votes, metas: Sequence[float | None], guide: Guide, *, asked: int, prompt_tokens: int = 0,
+    completion_tokens: int = 0, extra: dict[str, Any] | None = None,
+) -> Verdict:  # fmt: skip
+    """The verdict of the scores of valid judgments and their meta scores. Other arguments as in `Verdict`.
+
+    `Verdict.used` counts judgments with a weight above 0: with ties at the cut that may be more than k_meta. The
+    confidence is that of the used votes.
+    """
+    kept = [(w, scores) for w, scores in zip(judgment_weights(metas, guide), votes, strict=True) if w > 0]
+    verdict = verdict_of(
+        item, [scores if w == 1 else [w * s for s in scores] for w, scores in kept], "sum",
+        asked=asked, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, extra=extra,
+    )  # fmt: skip
+    return replace(verdict, valid=len(votes))
+
+
+def guided_credit(judgments: Iterable[Judgment], label: float, guide: Guide = PAPER) -> float | None:
+    """What the guided vote on a single response earns against its label: as `reducers.single_credit` for a mean.
+
+    Returns:
+        None where it decides nothing: without a valid vote, or where label and scores are not all 0 or 1.
+    """
+    valid = [j for j in judgments if j.scores is not None]
+    scores = [j.scores[0] for j in valid if j.scores is not None]
+    if not scores or any(s not in (0, 1) for s in (label, *scores)):
+        return None
+    weights = judgment_weights([j.meta for j in valid], guide)
+    return _half_credit(round(sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights), 12), label)
+
+
+def _half_credit(mean: float, label: float) -> float:
+    return 0.5 if mean == 0.5 else float((mean > 0.5) == (label == 1))
 
 
 def judgment_weights(metas: Sequence[float | None], guide: Guide = PAPER) -> list[float]:
     """How much each valid judgment of one item counts, 0 to 1.
 
     Args:
-        metas: the meta score (logit) of each, None where there is none.
+        metas: the meta score (logit) of each, None or NaN where there is none.
     """
     if not metas:
         return []
