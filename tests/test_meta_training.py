@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from opengrm.engines.classifier import Classifier  # noqa: E402
 from opengrm.errors import UsageError  # noqa: E402
 from opengrm.items import Item, Message  # noqa: E402
 from opengrm.judgments import Judgment  # noqa: E402
+from opengrm.reading import write_items, write_judgments  # noqa: E402
 from opengrm.templates.meta import MetaTemplate  # noqa: E402
 from opengrm.training.meta_rm import (  # noqa: E402
     MetaSettings,
@@ -196,6 +199,43 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         for folder in (tmp_path / "whole", killed)
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_base_in_bfloat16_gives_a_meta_rm_in_bfloat16(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    judgments, items = data(10)
+    train_meta(judgments, items, base, tmp_path / "meta", TEMPLATE, settings(steps=2))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "meta" / "model")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with Classifier(tmp_path / "meta" / "model") as classifier:
+        (logit,) = classifier.score([[Message("user", "Q"), Message("assistant", "yes")]])
+    assert logit is not None
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data(20)
+    write_judgments(tmp_path / "j.jsonl", judgments)
+    write_items(tmp_path / "i.jsonl", items.values())
+    one = train_meta(judgments, items, base, tmp_path / "one", TEMPLATE, settings(steps=6))
+    launch = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    words = (
+        f"-m {launch} --dynamo_backend no -m opengrm train meta {tmp_path}/j.jsonl --items {tmp_path}/i.jsonl"
+        f" -o {tmp_path}/two --model {base} --lr 3e-3 --batch 8 --micro-batch 4 --steps 6"
+        " --eval-every 6 --save-every 6 --held-out 0.2 --quiet --json"
+    )
+    done = subprocess.run([sys.executable, *words.split()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two" / "meta_rm.json").read_text())
+    assert two["dev"]["loss"] == pytest.approx(one["dev"]["loss"], abs=1e-4)
+    assert two["dev"]["n"] == one["dev"]["n"]
+    weights = [
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / name / "model").state_dict()
+        for name in ("one", "two")
+    ]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
 
 
 def test_what_cannot_be_trained(tmp_path: Path) -> None:

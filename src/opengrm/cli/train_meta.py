@@ -138,7 +138,7 @@ def _sentences(report: dict[str, Any], output: Path) -> list[str]:
     dev = report["dev"]
     if dev is not None:
         accuracy, auc = dev["accuracy"], dev["auc"]
-        text = f"held out: n = {dev['n']:,} of {dev['items']:,} items, {dev['correct']:.1%} correct"
+        text = f"held out: n = {dev['n']:,} of {dev['conversations']:,} conversations, {dev['correct']:.1%} correct"
         text += f", loss {dev['loss']:.3f}"
         for name, value in (("accuracy", accuracy), ("AUC", auc)):
             if value is not None:

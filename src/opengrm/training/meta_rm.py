@@ -22,6 +22,7 @@ Where the paper leaves a choice open, or we decide:
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -215,7 +216,8 @@ def train_meta(
 
     Returns:
         The report, also in meta_rm.json: settings, counts of examples and of what was left out, and on the held-out
-        examples n, the share that is correct, loss, accuracy at logit 0 and AUC with 95 % intervals clustered by item.
+        examples n, the share that is correct, loss, accuracy at logit 0 and AUC with 95 % intervals clustered by
+        conversation.
 
     Raises:
         UsageError: the folder holds a run with other settings, or there is nothing to learn from.
@@ -300,7 +302,8 @@ def train_meta(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     last = last_checkpoint(folder / CHECKPOINTS)
-    _cut_metrics(folder / METRICS, 0 if last is None else int(last.name.rsplit("-", 1)[1]))
+    if state.is_main_process:
+        _cut_metrics(folder / METRICS, 0 if last is None else int(last.name.rsplit("-", 1)[1]))
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
     # 4. The folder, and what the model is worth on conversations it has not seen.
@@ -311,7 +314,10 @@ def train_meta(
     trainer.save_model(str(folder / MODEL))
     report |= {"too_long": too_long, "steps": trainer.state.global_step, "dev": found}
     if state.is_main_process:
+        _in_the_bases_precision(folder / MODEL, base, trust_remote_code)
         write_json(folder / REPORT, report)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    state.wait_for_everyone()
     return report
 
 
@@ -337,10 +343,12 @@ def _classifier(base: str | Path, trust_remote_code: bool) -> tuple[Any, Any, st
     try:
         with _quietly(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            told = transformers.utils.logging.get_verbosity()
             transformers.utils.logging.set_verbosity_error()  # that the head is new is no news
             model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=torch.float32, use_safetensors=True, **options
             )
+            transformers.utils.logging.set_verbosity(told)
     except Exception as error:
         raise EngineError(f"{base}: cannot be made a classifier: {first_line(error)}") from None
     pad_token(tokenizer, model)
@@ -349,6 +357,21 @@ def _classifier(base: str | Path, trust_remote_code: bool) -> tuple[Any, Any, st
         for parameter in model.score.parameters():
             parameter.zero_()
     return model, tokenizer, f"{name}@{fingerprint(folder)}"
+
+
+def _in_the_bases_precision(folder: Path, base: str | Path, trust_remote_code: bool) -> None:
+    """Write the weights, trained in float32, in bfloat16 where the base is."""
+    import torch
+    import transformers
+
+    from opengrm.engines.checkpoints import find_model
+
+    config = json.loads((find_model(base)[0] / "config.json").read_text(encoding="utf-8"))
+    if "bfloat16" in (config.get("dtype"), config.get("torch_dtype")):
+        model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        model.save_pretrained(folder)
 
 
 def _begin(
@@ -384,7 +407,7 @@ class _Encoded(NamedTuple):
 
     ids: Any
     label: int
-    item: str
+    group: str
 
 
 def _encoded(
@@ -404,7 +427,7 @@ def _encoded(
             too_long += 1
             continue
         side = dev if example.held_out(settings.dev_share) else train
-        side.append(_Encoded(ids, example.label, example.item))
+        side.append(_Encoded(ids, example.label, example.group))
     return train, dev, too_long
 
 
@@ -430,17 +453,17 @@ def _measured(logits_I: Any, labels_I: Any) -> dict[str, float]:
 
 
 def _dev_report(logits: Any, dev: Sequence[_Encoded]) -> dict[str, Any]:
-    """Loss, accuracy and AUC with intervals clustered by item."""
+    """Loss, accuracy and AUC with intervals clustered by conversation."""
     logits_I = np.asarray(logits, dtype=np.float64)
     labels_I = np.array([example.label for example in dev], dtype=np.float64)
     numbers: dict[str, int] = {}
-    clusters_I = np.array([numbers.setdefault(item, len(numbers)) for _, _, item in dev], dtype=np.int64)
+    clusters_I = np.array([numbers.setdefault(group, len(numbers)) for _, _, group in dev], dtype=np.int64)
     hits_I = ((logits_I > 0) == (labels_I > 0.5)).astype(np.float64)
     accuracy = share_interval(hits_I, None, clusters_I)
     auc = bootstrap(roc_auc, [(logits_I, labels_I)], clusters_I)
     return {
         "n": len(labels_I),
-        "items": len(numbers),
+        "conversations": len(numbers),
         "correct": float(labels_I.mean()),
         "loss": float((np.logaddexp(0, logits_I) - labels_I * logits_I).mean()),
         "accuracy": None if accuracy is None else accuracy._asdict(),
