@@ -49,6 +49,7 @@ class Sample:
         finish: "stop" (an end token came), "length", or "error" (the prompt fills the model's context).
         logprobs: one per new token, end token included, under the unscaled distribution; None unless asked for.
         seconds: from the job's admission to this sample's end.
+        end_id: the end token that came; None where none did.
     """
 
     tag: int
@@ -57,6 +58,7 @@ class Sample:
     finish: str
     logprobs: tuple[float, ...] | None
     seconds: float
+    end_id: int | None = None
 
 
 class Rows(Protocol):
@@ -254,4 +256,5 @@ class _Loop:
                     finish="stop" if stopped else "length",
                     logprobs=tuple(row.logprobs) if row.sampling.logprobs else None,
                     seconds=time.perf_counter() - row.began,
+                    end_id=row.tokens[-1] if stopped else None,
                 )
