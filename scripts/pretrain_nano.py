@@ -5,11 +5,10 @@
 One process a core: two processes of one thread are nearly twice as fast as one of two threads. Without
 `torch.distributed.run` it is one process, with the same batches.
 
-A page from top to bottom: tokenizer, model, streamed transcripts, four stages, a greedy check on dev pairs,
+A page from top to bottom: tokenizer, model, streamed transcripts, three stages, a greedy check on dev pairs,
 checkpoint. The stages: "read" practises reading every criterion of every response; "clean" learns to judge from a
-flawless teacher; "hard" practises the two criteria that are still misread then; "faulty" learns the faults of
-`opengrm.worlds.teacher`. Every stage starts from the checkpoint that the one before it wrote, so `--first faulty`
-repeats the last stage alone and ends where a whole run ends.
+flawless teacher; "faulty" learns the faults of `opengrm.worlds.teacher`. Every stage starts from the checkpoint that
+the one before it wrote, so `--first faulty` repeats the last stage alone and ends where a whole run ends.
 """
 
 from __future__ import annotations
@@ -49,11 +48,8 @@ FORMS: tuple[tuple[float, Compact], ...] = (
     (0.05, Compact(reference=True)),
 )
 BINARY_SHARE = 0.5  # of the single responses
-EXERCISES = {"read": 1.0, "clean": 0.4, "hard": 0.7, "faulty": 0.15}  # share of reading practice in each stage
-NAMING = {"read": 0.0, "clean": 0.4, "hard": 0.0, "faulty": 0.2}  # of the exercises, the share of naming criteria
-SINGLES = {"read": 0.5, "clean": 0.5, "hard": 0.8, "faulty": 0.5}  # of the exercises, those on one response
-HARD = ("topic", "stop")  # at chance, and at 0.89, after "clean", where all others are above 0.99
-
+EXERCISES = {"read": 1.0, "clean": 0.4, "faulty": 0.15}  # share of reading practice in each stage
+NAMING = {"read": 0.0, "clean": 0.4, "faulty": 0.2}  # of the exercises, the share of naming criteria
 POOL = 20  # batches sorted by length together
 NUMBER_WEIGHT = 3.0  # of a number's loss: sums and boxed scores are few tokens and the last thing to be learned
 DECAY = 0.4  # share of a stage in which the learning rate falls
@@ -66,7 +62,7 @@ def main() -> None:
         distributed.init_process_group("gloo")
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(args.vocab)
-    steps = {"read": args.read_steps, "clean": args.clean_steps, "hard": args.hard_steps, "faulty": args.faulty_steps}
+    steps = {"read": args.read_steps, "clean": args.clean_steps, "faulty": args.faulty_steps}
     model = make_model(tokenizer, args)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
     before = None
@@ -100,7 +96,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/nano"), help="folder of the checkpoint")
     parser.add_argument("--read-steps", type=int, default=300, help="steps of reading practice")
     parser.add_argument("--clean-steps", type=int, default=800, help="steps with the flawless teacher")
-    parser.add_argument("--hard-steps", type=int, default=600, help="steps with the criteria that are learned last")
     parser.add_argument("--faulty-steps", type=int, default=400, help="steps with the faulty teacher")
     parser.add_argument("--batch", type=int, default=48, help="judgments in a step")
     parser.add_argument("--lr", type=float, default=0.02)
@@ -108,9 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--first", choices=("read", "clean", "hard", "faulty"), default="read", help="stage to begin with"
-    )
+    parser.add_argument("--first", choices=("read", "clean", "faulty"), default="read", help="stage to begin with")
     return parser.parse_args()
 
 
@@ -158,13 +151,13 @@ def make_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> 
 
 
 def transcripts(seed: int, stage: str, count: int = 10**9) -> Iterator[tuple[str, str]]:
-    """(prompt, judgment) pairs without end, of the stage "read", "clean", "hard" or "faulty"."""
+    """(prompt, judgment) pairs without end, of the stage "read", "clean" or "faulty"."""
     rng = random.Random(f"pretraining {seed} {stage}")
     teacher = Teacher() if stage == "faulty" else FLAWLESS
-    first_seed = 1000 + 4 * seed + ("read", "clean", "faulty", "hard").index(stage)
+    first_seed = 1000 + 3 * seed + ("read", "clean", "faulty").index(stage)
     for item in generate_items(count, seed=first_seed, split="train", n="mixed", principles=True, reference=True):
         if rng.random() < EXERCISES[stage]:
-            yield exercise(rng, item.only(0) if rng.random() < (0.8 if stage == "hard" else 0.5) else item, stage)
+            yield exercise(rng, item.only(0) if rng.random() < 0.5 else item, stage)
             continue
         template = rng.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
         if item.n == 1:
@@ -186,10 +179,7 @@ def exercise(rng: random.Random, item: Item, stage: str) -> tuple[str, str]:
     if rng.random() < NAMING[stage]:
         principles = ", ".join(f"{name} {weight}" for name, weight in query.criteria)
         return f"Query: {item.prompt[0].content}\nName criteria.", principles
-    if stage == "hard":
-        names = rng.sample((*HARD, rng.choice([c for c in CRITERIA if c not in HARD])), 3)
-    else:
-        names = rng.sample(CRITERIA, rng.randint(5, len(CRITERIA)))
+    names = rng.sample(CRITERIA, rng.randint(5, len(CRITERIA)))
     prompt = Compact().render(item, range(item.n))[0].content
     prompt = prompt.replace("\nJudge by criteria.", f"\nCheck {', '.join(names)}.")
     lines = []

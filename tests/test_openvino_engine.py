@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,8 @@ pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
 torch = pytest.importorskip("torch", reason="the extra 'local' is not installed")
 
 from opengrm.engines.base import Completion, Request, Sampling  # noqa: E402
+from opengrm.engines.fingerprint import fingerprint  # noqa: E402
+from opengrm.engines.gguf import EXPORT_VERSION  # noqa: E402
 from opengrm.engines.openvino import OpenVINOEngine  # noqa: E402
 from opengrm.errors import EngineError  # noqa: E402
 from opengrm.items import Message  # noqa: E402
@@ -91,6 +95,34 @@ def test_prompts_that_do_not_fit_and_stopping_early(engine: OpenVINOEngine) -> N
     assert len(list(engine.generate(requests(1)))) == 3
 
 
+@pytest.mark.parametrize("broken", ["step", "add_request"])
+def test_a_failing_pipeline_says_so(engine: OpenVINOEngine, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Tidying up behind a failure may fail as well, and must not hide it."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            if name == broken:
+                raise RuntimeError(f"no memory in {name}\nlong trace")
+            return getattr(whole, name)
+
+    whole = engine._pipeline
+    monkeypatch.setattr(engine, "_pipeline", Broken())
+    with pytest.raises(EngineError, match=f"^OpenVINO failed: no memory in {broken}$"):
+        list(engine.generate(requests()))
+    monkeypatch.undo()
+    while whole.has_non_finished_requests():
+        whole.step()
+
+
+def test_identity_and_the_kept_file_name_the_exporter(engine: OpenVINOEngine, folder: Path) -> None:
+    assert engine.model == f"tiny@{fingerprint(folder)}-f16.{EXPORT_VERSION}"
+    kept = Path(os.environ["XDG_CACHE_HOME"]) / "opengrm" / f"{engine.model}.gguf"
+    assert kept.is_file()
+    with OpenVINOEngine(folder, threads=1, cache_gib=1, chat_template_kwargs={"x": 1}) as other:
+        assert other.model.startswith(f"{engine.model}-")
+    assert list(kept.parent.iterdir()) == [kept]
+
+
 def test_a_bare_gguf_file(engine: OpenVINOEngine, folder: Path, tmp_path: Path) -> None:
     from opengrm.engines.gguf import export_gguf
 
@@ -100,6 +132,26 @@ def test_a_bare_gguf_file(engine: OpenVINOEngine, folder: Path, tmp_path: Path) 
         (first,) = [c for c in opened.generate(requests(1)) if c.index == 0]
     assert first.error is None
     assert first.completion_tokens > 0
+
+
+def test_a_bare_gguf_files_template(folder: Path, tmp_path: Path) -> None:
+    """Its variables, its date, and the thought that it opens."""
+    from opengrm.engines.gguf import export_gguf
+
+    copied = shutil.copytree(folder, tmp_path / "m")
+    template = (
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%Y') %}{% endif %}{{ date_string }} "
+        "{{ mood }} {% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}<think>\n"
+    )
+    (copied / "chat_template.jinja").write_text(template)
+    file = export_gguf(copied, tmp_path / "judge.gguf")
+    with OpenVINOEngine(file, threads=1, cache_gib=1, chat_template_kwargs={"mood": "calm"}) as opened:
+        asked = (Message("system", "Judge."), Message("user", "Which?"))
+        shown = opened._pipeline.get_tokenizer().decode(list(opened._chat.encode(asked)))
+        (done,) = opened.generate([Request(0, asked, (1,), Sampling(max_tokens=4))])
+    # OpenVINO's reading of the tokenizer has its own idea of line ends.
+    assert " ".join(shown.split()) == "26 Jul 2024 calm Judge. Which?<think>"
+    assert done.text.startswith("<think>")
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'local' is not installed")
 
+from opengrm.engines.base import Sampling  # noqa: E402
 from opengrm.engines.sampling import UniformStream, keep_nucleus, pick_tokens, token_logprobs  # noqa: E402
 
 LOGITS = [2.0, 1.0, 0.0, -1.0, 0.5]
@@ -89,3 +90,28 @@ def test_logprobs_are_of_the_unscaled_distribution() -> None:
     got = token_logprobs(torch.tensor([LOGITS, LOGITS]), torch.tensor([0, 3])).tolist()
     total = math.log(sum(map(math.exp, LOGITS)))
     assert got == pytest.approx([2.0 - total, -1.0 - total], abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_rows_without_a_distribution_are_marked(temperature: float) -> None:
+    inf, nan = math.inf, math.nan
+    rows = torch.tensor([[0.0, nan, 1.0], [0.0, inf, 1.0], [-inf, -inf, -inf], [-inf, 9.0, -inf]])
+    for values in (rows, rows.bfloat16(), torch.cat([rows, torch.full((4, 5000), -inf)], dim=-1)):
+        assert pick_tokens(values, [0.9] * 4, [temperature] * 4, [0.9] * 4).tolist() == [-1, -1, -1, 1]
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e-45, 1e-300, 1e-30])
+def test_temperatures_next_to_zero_are_greedy(temperature: float) -> None:
+    assert pick([1.0, 1000.0, 999.0], [0.0, 0.5, 1 - 1e-9], temperature) == [1, 1, 1]
+    rows = torch.tensor([[1.0, 1000.0, 999.0]] * 2)
+    assert pick_tokens(rows, [0.5] * 2, [temperature, 1.0], [1.0] * 2).tolist() == [1, 1]
+
+
+def test_settings_are_finite_and_of_one_type() -> None:
+    for temperature in (math.inf, math.nan, -1):
+        with pytest.raises(ValueError, match="temperature is"):
+            Sampling(temperature=temperature)
+    with pytest.raises(ValueError, match="top_p is nan"):
+        Sampling(top_p=math.nan)
+    assert repr(Sampling(temperature=1, top_p=1)) == repr(Sampling(temperature=1.0, top_p=1.0))
+    assert repr(Sampling(temperature=-0.0)) == repr(Sampling(temperature=0))

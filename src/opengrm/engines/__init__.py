@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from opengrm.engines.base import Completion, Engine, Request, Sampling
@@ -11,6 +11,17 @@ from opengrm.errors import UsageError
 EngineKind = Literal["transformers", "openai", "vllm", "openvino"]
 
 __all__ = ["Completion", "Engine", "EngineKind", "Request", "Sampling", "open_engine"]
+
+# Which engines take an option that is not for all.
+_TAKERS: dict[str, tuple[EngineKind, ...]] = {
+    "base_url": ("openai",),
+    "extra_body": ("openai",),
+    "batch": ("transformers", "vllm", "openvino"),
+    "device": ("transformers",),
+    "dtype": ("transformers", "vllm"),
+    "trust_remote_code": ("transformers", "vllm"),
+    "engine_options": ("vllm",),
+}
 
 
 def open_engine(
@@ -24,6 +35,9 @@ def open_engine(
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> Engine:
     """Open the engine of that kind.
 
@@ -34,31 +48,49 @@ def open_engine(
         batch: most samples decoded together, in process; None leaves the engine's default.
         concurrency: most requests in flight, for `openai`.
         timeout: seconds that one request may take, for `openai`.
-        device, dtype: where and in which precision to run, for `transformers`.
+        device: where to run, for `transformers`.
+        dtype: in which precision to run, for `transformers` and `vllm`.
         trust_remote_code: run code that comes with a checkpoint; off unless the user asks.
+        chat_template_kwargs: variables of the model's chat template, e.g. {"enable_thinking": False}; a server gets
+            them with every request.
+        extra_body: further keys of every request, for `openai`.
+        engine_options: further arguments of `vllm.LLM`, e.g. {"tensor_parallel_size": 8, "max_model_len": 16384}.
 
     Raises:
         UsageError: an option that this engine needs or does not take.
         EngineError: the model or the server cannot be used.
         MissingExtra: the engine's libraries are not installed.
     """
-    if base_urls and kind != "openai":
-        raise UsageError(f"--base-url goes with --engine openai, not {kind}")
+    given = {
+        "base_url": base_urls, "extra_body": extra_body, "batch": batch is not None, "device": device != "auto",
+        "dtype": dtype != "auto", "trust_remote_code": trust_remote_code, "engine_options": engine_options,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value and kind not in _TAKERS[name]:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --engine {' or '.join(_TAKERS[name])}, not {kind}")
+    extra: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs}
     if kind == "openai":
         if not base_urls:
             raise UsageError("--engine openai needs --base-url, e.g. --base-url http://127.0.0.1:8000/v1")
         from opengrm.engines.openai import OpenAIEngine
 
-        return OpenAIEngine(model, list(base_urls), concurrency=concurrency, timeout=timeout)
+        body = dict(extra_body or {})
+        if chat_template_kwargs:
+            body["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), **chat_template_kwargs}
+        return OpenAIEngine(model, list(base_urls), concurrency=concurrency, timeout=timeout, extra_body=body)
     if kind == "vllm":
         from opengrm.engines.vllm import VLLMEngine
 
-        return VLLMEngine(model, dtype=dtype, trust_remote_code=trust_remote_code)
+        if batch is not None:
+            extra["max_num_seqs"] = batch
+        extra.update(engine_options or {})
+        return VLLMEngine(model, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
+    if batch is not None:
+        extra["max_batch"] = batch
     if kind == "openvino":
         from opengrm.engines.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(model)
+        return OpenVINOEngine(model, **extra)
     from opengrm.engines.transformers import TransformersEngine
 
-    extra: dict[str, Any] = {} if batch is None else {"max_batch": batch}
     return TransformersEngine(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **extra)

@@ -8,6 +8,7 @@ seed, not on what else is in flight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,8 +33,11 @@ class Sampling:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
+        # 1 and 1.0, or 0.0 and -0.0, are the same setting: they must not give two keys.
+        object.__setattr__(self, "temperature", float(self.temperature) + 0.0)
+        object.__setattr__(self, "top_p", float(self.top_p))
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}, expected a finite number, 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
         if self.max_tokens < 1:
@@ -64,7 +68,8 @@ class Completion:
     Attributes:
         request: `Request.id`.
         index: which of the request's seeds this is.
-        text: the generated text without special tokens; what there was of it if it failed.
+        text: the generated text without special tokens; what there was of it if it failed. Where the chat template
+            itself opened a `<think>` block for the model, the text begins with `<think>`, as if the model had.
         finish: "stop" (the model ended it), "length" (token limit), or "error".
         error: None, or "<kind>: <detail>" with a kind of `judgments.py` (timeout, server, too_long).
         prompt_tokens, completion_tokens: counts; 0 where the server does not tell.

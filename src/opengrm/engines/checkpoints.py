@@ -9,6 +9,7 @@ from pathlib import Path
 from opengrm.errors import EngineError
 
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_UNWANTED = ("*/*", "consolidated*")  # the weights once more, in other formats: 2x the download, and never loaded
 
 
 def find_model(model: str | Path, *, revision: str | None = None, code: bool = False) -> tuple[Path, str]:
@@ -33,7 +34,7 @@ def find_model(model: str | Path, *, revision: str | None = None, code: bool = F
 
     try:
         wanted = [*_WANTED, *(["*.py"] if code else [])]
-        folder = Path(snapshot_download(text, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(text, revision=revision, allow_patterns=wanted, ignore_patterns=[*_UNWANTED]))
     except Exception as error:
         raise EngineError(f"{text}: no such folder, and the hub cannot give it: {first_line(error)}") from None
     return folder, f"{text}@{folder.name[:12]}"
@@ -42,6 +43,11 @@ def find_model(model: str | Path, *, revision: str | None = None, code: bool = F
 def nano_folder() -> Path:
     """Where the embedded model lies inside the package."""
     return Path(__file__).resolve().parents[1] / "nano"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would load, by name."""
+    return sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith("consolidated"))
 
 
 def check_folder(folder: Path) -> None:
@@ -57,13 +63,22 @@ def check_folder(folder: Path) -> None:
         raise EngineError(f"{folder}: no config.json, so this is not a model's folder") from None
     except (OSError, ValueError, AttributeError) as error:
         raise EngineError(f"{folder}/config.json: cannot be read: {first_line(error)}") from None
-    if not any(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         also = " (only pickled ones, which are not loaded: convert them to safetensors)" if pickled else ""
         raise EngineError(f"{folder}: no *.safetensors weights{also}")
-    generates = any(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
+    generates = any(a.endswith(("ForCausalLM", "LMHeadModel")) or a in _also_causal() for a in architectures)
     if config.get("is_encoder_decoder") or (architectures and not generates):
         raise EngineError(f"{folder}: {', '.join(architectures) or 'this model'} is not a causal language model")
+
+
+def _also_causal() -> set[str]:
+    """Architectures of other names that transformers loads as causal LMs (Gemma 3, which also sees; not Mistral 3)."""
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+    except ImportError:
+        return set()
+    return {name for entry in NAMES.values() for name in ([entry] if isinstance(entry, str) else entry)}
 
 
 def first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,11 +23,14 @@ import torch
 from torch import Tensor
 
 from opengrm.engines.base import Sampling
-from opengrm.engines.repeated_cache import RepeatedCacheRows
+from opengrm.engines.checkpoints import first_line
+from opengrm.engines.repeated_cache import RepeatedCacheRows, forward_parameters, rope_turn
 from opengrm.engines.sampling import UniformStream, pick_tokens, token_logprobs
-from opengrm.engines.shared_prefix import SharedPrefixRows, serves
+from opengrm.engines.shared_prefix import SharedPrefixRows, innermost, serves
+from opengrm.errors import EngineError
 
 PREFILL_TOKENS = 8192  # most tokens of one prefill, padding included
+_NO_MEMORY = ("can't allocate memory", "not enough memory")  # how a RuntimeError of the CPU's allocator reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,11 @@ class Sample:
     Attributes:
         tag, index: the job, and which of its seeds.
         token_ids: the new tokens, without the end token.
-        finish: "stop" (an end token came), "length", or "error" (the prompt fills the model's context).
+        finish: "stop" (an end token came), "length", or "error".
         logprobs: one per new token, end token included, under the unscaled distribution; None unless asked for.
         seconds: from the job's admission to this sample's end.
         end_id: the end token that came; None where none did.
+        error: None, or why the sample failed: "too_long: ..." or "server: ...".
     """
 
     tag: int
@@ -59,6 +64,7 @@ class Sample:
     logprobs: tuple[float, ...] | None
     seconds: float
     end_id: int | None = None
+    error: str | None = None
 
 
 class Rows(Protocol):
@@ -80,6 +86,7 @@ class _Running:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     done: bool = False
+    broken: bool = False  # the model's numbers were not finite
 
 
 def sample(
@@ -102,6 +109,9 @@ def sample(
         seeds: for each prompt, one seed for each sample wanted.
         stop_ids: tokens that end a sample; the model's own (`generation_config.eos_token_id`) where None.
         max_batch: most samples decoded together.
+
+    Raises:
+        EngineError: the model's forward fails, or cannot be driven by this loop.
     """
     jobs = [
         Job(tag, tuple(prompt), tuple(of_prompt), sampling)
@@ -121,14 +131,23 @@ def sample(
 
 def end_tokens(model: Any) -> frozenset[int]:
     """The ids that end a generation, from the model's generation settings: none, one or several."""
-    ids = model.generation_config.eos_token_id
+    ids = innermost(model).generation_config.eos_token_id
     return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
 
 def context_length(model: Any) -> int | None:
     """Most tokens, prompt and new ones, that the model has positions for; None where it does not say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = getattr(innermost(model).config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) else None
+
+
+def check_model(model: Any) -> None:
+    """See that the loop can drive this model.
+
+    Raises:
+        EngineError: its forward takes no `past_key_values`.
+    """
+    forward_parameters(model)
 
 
 def decode(
@@ -143,22 +162,26 @@ def decode(
 
     Args:
         shared_prefix: True or False forces a path; None takes the shared-prefix one where it serves the model.
+
+    Raises:
+        EngineError: the model's forward fails, or cannot be driven by this loop.
     """
     fast = serves(model) if shared_prefix is None else shared_prefix
     kind = SharedPrefixRows if fast else RepeatedCacheRows
     rows: Rows = kind(model, prefill_tokens=PREFILL_TOKENS)
-    yield from _Loop(rows, iter(jobs), frozenset(stop_ids), max_batch, context_length(model)).run()
+    loop = _Loop(rows, iter(jobs), frozenset(stop_ids), max_batch)
+    loop.context, loop.turn = context_length(model), rope_turn(model)
+    yield from loop.run()
 
 
 class _Loop:
-    def __init__(
-        self, rows: Rows, jobs: Iterator[Job], stop_ids: frozenset[int], max_batch: int, context: int | None
-    ) -> None:
+    def __init__(self, rows: Rows, jobs: Iterator[Job], stop_ids: frozenset[int], max_batch: int) -> None:
         self.rows = rows
         self.jobs = jobs
         self.stop_ids = stop_ids
         self.max_batch = max_batch
-        self.context = context
+        self.context: int | None = None
+        self.turn: int | None = None  # a sample may not cross this length: see `rope_turn`
         self.waiting: deque[tuple[Job, int]] = deque()  # a job, and its first seed that is not yet admitted
         self.running: list[_Running] = []  # rows of the batch, finished ones included until the next `keep`
         self.exhausted = False
@@ -174,11 +197,11 @@ class _Loop:
                 return
             if live < len(self.running) and (refill or 4 * live <= 3 * len(self.running)):
                 kept = [r for r, row in enumerate(self.running) if not row.done]
-                with torch.inference_mode():
+                with self._computing():
                     self.rows.keep(kept, {job.prompt for job, _ in self.waiting} if refill else ())
                     tokens_R = tokens_R[kept] if tokens_R is not None else None
                 self.running = [self.running[r] for r in kept]
-            with torch.inference_mode():
+            with self._computing():
                 fed_R = self._feed(tokens_R)
                 new_R = self._admit(self.max_batch - live) if refill else None
                 tokens_R = fed_R if new_R is None else new_R if fed_R is None else torch.cat([fed_R, new_R])
@@ -191,12 +214,44 @@ class _Loop:
             job = next(self.jobs, None)
             if job is None:
                 self.exhausted = True
-            elif self.context is not None and len(job.prompt) >= self.context:
+            elif (reason := self._too_long(job)) is not None:
                 for index in range(len(job.seeds)):
-                    yield Sample(job.tag, index, (), "error", None, 0.0)
+                    yield Sample(job.tag, index, (), "error", None, 0.0, reason)
             elif job.seeds:
                 self.waiting.append((job, 0))
                 ahead += len(job.seeds)
+
+    def _most(self, job: Job) -> int:
+        """New tokens of a sample at most."""
+        room = job.sampling.max_tokens if self.context is None else self.context - len(job.prompt)
+        return min(job.sampling.max_tokens, room)
+
+    def _too_long(self, job: Job) -> str | None:
+        length = len(job.prompt)
+        if self.context is not None and length >= self.context:
+            return f"too_long: the prompt has {length} tokens, the model's context {self.context}"
+        if self.turn is not None and length <= self.turn < length + self._most(job) - 1:
+            return (
+                f"too_long: {length} tokens of prompt and up to {self._most(job)} new ones cross {self.turn}, where "
+                "this model's rotary embedding changes (longrope): lower max_tokens"
+            )
+        return None
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Nothing but the model and its caches runs in here, so whatever fails is theirs."""
+        try:
+            with torch.inference_mode():
+                yield
+        except EngineError:
+            raise
+        except Exception as error:
+            full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if full or any(words in str(error) for words in _NO_MEMORY):
+                text = f"out of memory with {self.max_batch} samples in the batch: choose a smaller batch"
+            else:
+                text = f"the model's forward failed: {first_line(error)}"
+            raise EngineError(text) from error
 
     def _feed(self, tokens_R: Tensor | None) -> Tensor | None:
         """One step of the rows that are in the batch."""
@@ -213,9 +268,7 @@ class _Loop:
             last = min(len(job.seeds), first + room)
             if last < len(job.seeds):
                 self.waiting.appendleft((job, last))
-            most = job.sampling.max_tokens
-            if self.context is not None:
-                most = min(most, self.context - len(job.prompt))
+            most = self._most(job)
             for index in range(first, last):
                 stream = UniformStream(job.seeds[index])
                 new.append(_Running(job.tag, index, stream, job.sampling, most, time.perf_counter()))
@@ -232,11 +285,15 @@ class _Loop:
             [row.sampling.temperature for row in running],
             [row.sampling.top_p for row in running],
         )
+        drawn = tokens_R.tolist()
+        tokens_R = tokens_R.clamp(min=0)  # a broken row stays in the batch until the next `keep`
         logprobs: list[float] = []
         if any(row.sampling.logprobs for row in running):
             logprobs = token_logprobs(logits_RV, tokens_R).tolist()
-        for place, (row, token) in enumerate(zip(running, tokens_R.tolist(), strict=True)):
-            if not row.done:
+        for place, (row, token) in enumerate(zip(running, drawn, strict=True)):
+            if token < 0:
+                row.broken = True
+            elif not row.done:
                 row.tokens.append(token)
                 if row.sampling.logprobs:
                     row.logprobs.append(logprobs[place])
@@ -246,15 +303,16 @@ class _Loop:
         for row in self.running:
             if row.done:
                 continue
-            stopped = row.tokens[-1] in self.stop_ids
-            if stopped or len(row.tokens) >= row.most:
+            stopped = not row.broken and row.tokens[-1] in self.stop_ids
+            if row.broken or stopped or len(row.tokens) >= row.most:
                 row.done = True
                 yield Sample(
                     tag=row.tag,
                     index=row.index,
                     token_ids=tuple(row.tokens[:-1] if stopped else row.tokens),
-                    finish="stop" if stopped else "length",
+                    finish="error" if row.broken else "stop" if stopped else "length",
                     logprobs=tuple(row.logprobs) if row.sampling.logprobs else None,
                     seconds=time.perf_counter() - row.began,
                     end_id=row.tokens[-1] if stopped else None,
+                    error="server: the model gave numbers that are not finite" if row.broken else None,
                 )

@@ -1,9 +1,12 @@
-"""The fingerprint of a model, part of every judgment's key: a hash of the files that decide its text."""
+"""What identifies a model in every judgment's key: the files, and the settings, that decide its text."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _WHOLE = 64 * 2**20  # files up to this size are hashed whole
 _BLOCK = 64 * 2**10
@@ -17,7 +20,8 @@ def fingerprint(path: Path) -> str:
     Counted are configuration, tokenizer, chat template and weights, by relative name; not the folder's own name, nor
     what else lies in it (licences, logs, trainer state). Of a file over 64 MiB the size and 64 blocks of 64 KiB are
     read, so that fifty gigabytes take well under a second: a change that leaves all of those blocks as they are, in a
-    file of the same size, is not seen.
+    file of the same size, is not seen. Second copies of the weights in another format (`consolidated*`, `original/`)
+    are not loaded and do not count.
     """
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if _counts(f, path))
     total = hashlib.sha256()
@@ -27,9 +31,23 @@ def fingerprint(path: Path) -> str:
     return total.hexdigest()[:12]
 
 
+def identity(name: str, fingerprint: str, settings: str, chat_template_kwargs: Mapping[str, Any] | None) -> str:
+    """`name@fingerprint-settings`, and a short hash of the chat template's variables where any are set.
+
+    Whatever changes the text of a sample belongs in here, precision above all: equal keys mean equal judgments.
+    """
+    parts = [f"{name}@{fingerprint}", settings]
+    if chat_template_kwargs:
+        content = json.dumps(chat_template_kwargs, sort_keys=True, default=str)
+        parts.append(hashlib.sha256(content.encode()).hexdigest()[:8])
+    return "-".join(part for part in parts if part)
+
+
 def _counts(file: Path, root: Path) -> bool:
     inside = file.relative_to(root).parts
-    if any(part.startswith((".", "checkpoint-", "__pycache__")) for part in inside):
+    if any(part.startswith((".", "checkpoint-", "__pycache__", "consolidated")) for part in inside):
+        return False
+    if inside[0] == "original":
         return False
     return file.suffix in _ENDINGS and file.name not in ("trainer_state.json", "README.txt") and file.is_file()
 

@@ -20,8 +20,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from opengrm.engines.checkpoints import weight_files
 from opengrm.errors import MissingExtra, UsageError
 
+EXPORT_VERSION = 1  # goes up with every change of what a file holds: kept files of an older one are not used again
 GGUFDtype = Literal["f32", "f16", "q8_0"]
 Array = NDArray[Any]
 
@@ -256,7 +258,7 @@ class _Stored:
 
 
 def _stored_tensors(model_dir: Path) -> Iterator[tuple[str, _Stored]]:
-    for path in sorted(model_dir.glob("*.safetensors")):
+    for path in weight_files(model_dir):
         try:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")

@@ -14,15 +14,25 @@ import json
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from opengrm.engines.base import Completion, Request, Sampling
-from opengrm.engines.chat import ChatTokenizer, control_pattern, without_system
+from opengrm.engines.chat import (
+    DATE_STRING,
+    ChatTokenizer,
+    Renderer,
+    Turns,
+    checked_variables,
+    control_pattern,
+    opened_thought,
+)
 from opengrm.engines.checkpoints import check_folder, find_model, first_line
-from opengrm.engines.fingerprint import fingerprint
+from opengrm.engines.fingerprint import fingerprint, identity
+from opengrm.engines.gguf import EXPORT_VERSION, export_gguf
 from opengrm.errors import EngineError, MissingExtra
 from opengrm.items import Message
 from opengrm.templates.base import ZERO_WIDTH
@@ -45,13 +55,15 @@ class OpenVINOEngine:
     """An `Engine` over OpenVINO GenAI's continuous batching.
 
     Args:
-        model: "nano", a folder, a hub id, or a .gguf file. All but the last are exported to GGUF once and kept under
-            `$XDG_CACHE_HOME/opengrm` (~/.cache). A folder's own tokenizer is used; a bare GGUF's tokenizer is read by
-            OpenVINO, which can cut numbers and spaces differently from the original.
+        model: "nano", a folder, a hub id, or a .gguf file. All but the last are exported to GGUF once and kept, by
+            content and version of the exporter, under `$XDG_CACHE_HOME/opengrm` (~/.cache). A folder's own tokenizer
+            is used; a bare GGUF's tokenizer is read by OpenVINO, which can cut numbers and spaces differently from
+            the original.
         precision: of the exported file.
         max_batch: most samples decoded together.
         cache_gib: memory for keys and values.
         threads: CPU threads; OpenVINO chooses where None.
+        chat_template_kwargs: variables of the chat template, e.g. {"enable_thinking": False}.
 
     Raises:
         EngineError: the model cannot be found or loaded.
@@ -66,6 +78,7 @@ class OpenVINOEngine:
         max_batch: int = 128,
         cache_gib: int = 2,
         threads: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         try:
             import numpy
@@ -80,28 +93,29 @@ class OpenVINOEngine:
             file = Path(model)
             if not file.is_file():
                 raise EngineError(f"{file}: no such file")
-            self._identity = f"{file.stem}@{fingerprint(file)}"
+            self._identity = identity(file.stem, fingerprint(file), "", chat_template_kwargs)
         else:
             folder, name = find_model(model)
             check_folder(folder)
-            self._identity = f"{name}@{fingerprint(folder)}-{precision}"
-            file = exported(folder, self._identity, precision)
+            settings = f"{precision}.{EXPORT_VERSION}"
+            self._identity = identity(name, fingerprint(folder), settings, chat_template_kwargs)
+            file = exported(folder, identity(name, fingerprint(folder), settings, None), precision)
             stops = _end_tokens(folder)
         facts = _GGUFFacts.read(file)
-        settings = openvino_genai.SchedulerConfig()
-        settings.cache_size = cache_gib
-        settings.enable_prefix_caching = True
-        settings.max_num_seqs = max_batch
-        settings.max_num_batched_tokens = max(512, max_batch)
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.cache_size = cache_gib
+        scheduler.enable_prefix_caching = True
+        scheduler.max_num_seqs = max_batch
+        scheduler.max_num_batched_tokens = max(512, max_batch)
         options = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         try:
-            self._pipeline: Any = openvino_genai.ContinuousBatchingPipeline(str(file), settings, "CPU", options)
+            self._pipeline: Any = openvino_genai.ContinuousBatchingPipeline(str(file), scheduler, "CPU", options)
         except Exception as error:
             raise EngineError(f"{model}: OpenVINO cannot load this model: {first_line(error)}") from None
         if file == Path(model):
-            self._chat = _GGUFChat(self._pipeline.get_tokenizer(), facts.control)
+            self._chat = _GGUFChat(self._pipeline.get_tokenizer(), facts.control, chat_template_kwargs)
         else:
-            self._chat = ChatTokenizer(_tokenizer(folder))
+            self._chat = ChatTokenizer(_tokenizer(folder), chat_template_kwargs)
         self._context = facts.context
         self._stops = stops | facts.end_tokens
         self._max_batch = max_batch
@@ -109,7 +123,7 @@ class OpenVINOEngine:
 
     @property
     def model(self) -> str:
-        """Name, fingerprint and precision of the weights."""
+        """Name, fingerprint and precision of the weights, our exporter's version, chat template variables' hash."""
         return self._identity
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
@@ -141,7 +155,8 @@ class OpenVINOEngine:
                     running.append(sample)
                 if not running:
                     return
-                self._step()
+                with self._computing():
+                    self._pipeline.step()
                 for sample in [s for s in running if s.ids in behind and s.handle.can_read()]:
                     waiting.extendleft(reversed(behind.pop(sample.ids, [])))
                 done = [s for s in running if s.handle.get_status() != self._genai.GenerationStatus.RUNNING]
@@ -151,10 +166,12 @@ class OpenVINOEngine:
                         waiting.extendleft(reversed(behind.pop(sample.ids, [])))
                         yield self._completion(sample)
         finally:
-            for sample in running:  # the caller stopped early
-                sample.handle.stop()
-            while running and self._pipeline is not None and self._pipeline.has_non_finished_requests():
-                self._pipeline.step()
+            # The caller stopped early, or OpenVINO failed: then it may fail here again, and the first error counts.
+            with suppress(Exception):
+                for sample in running:
+                    sample.handle.stop()
+                while running and self._pipeline is not None and self._pipeline.has_non_finished_requests():
+                    self._pipeline.step()
 
     def close(self) -> None:
         """Let go of the model."""
@@ -176,13 +193,12 @@ class OpenVINOEngine:
                 waiting.append(_Sample(request, index, ids, min(request.sampling.max_tokens, room)))
 
     def _start(self, sample: _Sample) -> None:
-        if self._pipeline is None:
-            raise EngineError("the engine is closed")
-        ids = self._openvino.Tensor(self._numpy.array([sample.ids], dtype=self._numpy.int64))
         sample.began = time.perf_counter()
         self._count += 1  # the pipeline wants distinct numbers
-        config = self._config(sample.request.sampling, sample.request.seeds[sample.index], sample.most)
-        sample.handle = self._pipeline.add_request(self._count, ids, config)
+        with self._computing():
+            ids = self._openvino.Tensor(self._numpy.array([sample.ids], dtype=self._numpy.int64))
+            config = self._config(sample.request.sampling, sample.request.seeds[sample.index], sample.most)
+            sample.handle = self._pipeline.add_request(self._count, ids, config)
 
     def _config(self, sampling: Sampling, seed: int, most: int) -> Any:
         config = self._genai.GenerationConfig()
@@ -196,11 +212,14 @@ class OpenVINOEngine:
         config.stop_token_ids = set(self._stops)
         return config
 
-    def _step(self) -> None:
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        if self._pipeline is None:
+            raise EngineError("the engine is closed")
         try:
-            self._pipeline.step()
+            yield
         except Exception as error:
-            raise EngineError(f"OpenVINO failed: {first_line(error)}") from None
+            raise EngineError(f"OpenVINO failed: {first_line(error)}") from error
 
     def _completion(self, sample: _Sample) -> Completion:
         seconds = time.perf_counter() - sample.began
@@ -219,7 +238,7 @@ class OpenVINOEngine:
         return Completion(
             request=number,
             index=index,
-            text=self._chat.decode(kept),
+            text=self._chat.answer(sample.ids, kept),
             finish="stop" if stopped else "length",
             prompt_tokens=len(sample.ids),
             completion_tokens=len(ids),
@@ -231,8 +250,6 @@ class OpenVINOEngine:
 
 def exported(folder: Path, identity: str, precision: Precision) -> Path:
     """The folder's weights as a GGUF file: written on first use, then found again by the model's fingerprint."""
-    from opengrm.engines.gguf import export_gguf
-
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opengrm"
     file = root / f"{identity.replace('/', '--')}.gguf"
     return file if file.is_file() else export_gguf(folder, file, precision)
@@ -292,23 +309,25 @@ class _GGUFFacts:
 class _GGUFChat:
     """Chat template and tokenizer of a bare GGUF file, as OpenVINO reads them."""
 
-    def __init__(self, tokenizer: Any, control: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Any, control: tuple[str, ...], variables: Mapping[str, Any] | None) -> None:
         self._tokenizer = tokenizer
         self._pattern = control_pattern(control)
+        # The day that a template may ask for is fixed, as in `ChatTokenizer`.
+        self._variables = {"date_string": DATE_STRING, **checked_variables(variables)}
+        self._render = Renderer(self._apply)
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        turns = [{"role": m.role, "content": self.fence(m.content)} for m in messages]
-        try:
-            try:
-                text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
-            except Exception:
-                text = self._tokenizer.apply_chat_template(without_system(turns), add_generation_prompt=True)
-        except Exception as error:
-            raise EngineError(f"the model's chat template cannot render the messages: {first_line(error)}") from None
+        text = self._render([{"role": m.role, "content": self.fence(m.content)} for m in messages])
         return tuple(int(i) for i in self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0])
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids)))
+    def answer(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+        end = self._tokenizer.decode(list(prompt[-16:]), skip_special_tokens=False)
+        return opened_thought(str(end)) + str(self._tokenizer.decode(list(token_ids)))
+
+    def _apply(self, turns: Turns) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, extra_context=self._variables)
+        )
 
     def fence(self, text: str) -> str:
         if self._pattern is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 _BLOCK = 64  # uniforms drawn at a time
 _NARROW = 1024  # the nucleus is looked for among this many most likely tokens first
 _EXACT_IN_FLOAT32 = 4096  # a longer running sum is kept in float64
+_COLDEST = 1e-30  # lower temperatures count as this one: logits divided by less leave the range of float32
 
 
 class UniformStream:
@@ -46,15 +47,23 @@ def pick_tokens(
         top_ps_B: in (0, 1]; the smallest set of most likely tokens that holds at least this mass is sampled from.
 
     Returns:
-        tokens_B: int64, on the logits' device.
+        tokens_B: int64, on the logits' device; -1 for a row that is no distribution (NaN, +inf, or -inf throughout).
     """
+    # NaN wins over every number here, so the largest logit tells for the whole row.
+    broken_B = ~logits_BV.amax(dim=-1).isfinite()
+    return _pick(logits_BV, uniforms_B, temperatures_B, top_ps_B).masked_fill(broken_B, -1)
+
+
+def _pick(
+    logits_BV: Tensor, uniforms_B: Sequence[float], temperatures_B: Sequence[float], top_ps_B: Sequence[float]
+) -> Tensor:
     if not any(temperatures_B):
         return logits_BV.argmax(dim=-1)
     device = logits_BV.device
     scaled_BV = logits_BV.float()
-    first = temperatures_B[0]
-    if any(t != first for t in temperatures_B):
-        safe = [t or 1.0 for t in temperatures_B]
+    safe = [max(t, _COLDEST) if t else 1.0 for t in temperatures_B]
+    first = safe[0]
+    if any(t != first for t in safe):
         scaled_BV = scaled_BV / torch.tensor(safe, dtype=torch.float32, device=device)[:, None]
     elif first != 1.0:
         scaled_BV = scaled_BV / first

@@ -38,10 +38,36 @@ PADDING = 0.75  # prompts of a bundle are at least this share of its longest
 _FIRST_COLUMNS = 64
 
 
+def innermost(model: Any) -> Any:
+    """The transformers model inside of wrappers (DDP, torch.compile, PEFT), which hide its signature and settings."""
+    while True:
+        if hasattr(model, "get_base_model"):
+            inner = model.get_base_model()
+        else:
+            inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if inner is None or inner is model:
+            return model
+        model = inner
+
+
+def rope_types(config: Any) -> set[str]:
+    """Types of the rotary embeddings: one, or (where layers differ) several, or none."""
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    each = [parameters, *(p for p in parameters.values() if isinstance(p, dict))]
+    return {p["rope_type"] for p in each if p.get("rope_type")}
+
+
 def serves(model: Any) -> bool:
-    """Whether this model can decode on this path: a known type, with full attention in every layer."""
-    config = model.config
-    if config.model_type not in MODEL_TYPES or not getattr(model, "_supports_attention_backend", False):
+    """Whether this model can decode on this path: a known type, with full attention in every layer.
+
+    Not with a rotary embedding whose frequencies follow the longest row of the batch (longrope, dynamic): a row would
+    then change with its companions.
+    """
+    inner = innermost(model)
+    config = inner.config
+    if config.model_type not in MODEL_TYPES or not getattr(inner, "_supports_attention_backend", False):
+        return False
+    if rope_types(config) & {"longrope", "dynamic"}:
         return False
     layers = getattr(config, "layer_types", None)
     if layers is not None:
@@ -90,7 +116,8 @@ class SharedPrefixRows:
 
     def __init__(self, model: Any, *, prefill_tokens: int) -> None:
         self.model = model
-        self.device = model.device
+        self.inner = innermost(model)
+        self.device = self.inner.device
         self.prefill_tokens = prefill_tokens
         self.bundles: list[_Bundle] = []
         self.row_prompts: list[tuple[int, ...]] = []
@@ -124,6 +151,9 @@ class SharedPrefixRows:
         lengths = torch.tensor([[len(p)] for p in prompts], dtype=torch.int64, device=self.device)
         self.positions_R1 = torch.cat([self.positions_R1, lengths])
         self._make_room()
+        for held in (*self.keys_RHWD, *self.values_RHWD):
+            # Masked columns of a new row are weighted with 0, and an earlier row's may not be finite.
+            held[len(self) - rows : len(self), :, : self.column] = 0
         self._plan()
         place = {prompt: bundle.logits_GV[g] for bundle in self.bundles for g, prompt in enumerate(bundle.prompts)}
         return torch.stack([place[prompt] for prompt in prompts])
@@ -186,7 +216,7 @@ class SharedPrefixRows:
         bundle.logits_GV = output.logits[torch.arange(len(prompts), device=self.device), which].clone()
         if min(lengths) < longest:
             padding_GP = torch.arange(longest)[None] >= torch.tensor(lengths)[:, None]
-            mask_GP = torch.zeros(padding_GP.shape, dtype=self.model.dtype).masked_fill_(padding_GP, float("-inf"))
+            mask_GP = torch.zeros(padding_GP.shape, dtype=self.inner.dtype).masked_fill_(padding_GP, float("-inf"))
             bundle.mask_G11P = mask_GP[:, None, None].to(self.device)
         return bundle
 
@@ -217,7 +247,7 @@ class SharedPrefixRows:
         if any(start != self._first for start in self.starts):
             columns = self.keys_RHWD[0].shape[2] if self.keys_RHWD else _FIRST_COLUMNS
             late_RW = torch.arange(columns)[None] < torch.tensor(self.starts)[:, None]
-            mask_RW = torch.zeros(late_RW.shape, dtype=self.model.dtype).masked_fill_(late_RW, float("-inf"))
+            mask_RW = torch.zeros(late_RW.shape, dtype=self.inner.dtype).masked_fill_(late_RW, float("-inf"))
             self.mask_R11W = mask_RW[:, None, None].to(self.device)
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, prompt in enumerate(self.row_prompts):
@@ -308,7 +338,18 @@ def attention_and_lse(
             query, key, value, 0.0, False, attn_mask=mask, scale=scale
         )
         return out, lse
-    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
+    return attention_by_definition(query, key, value, scale, mask)
+
+
+def attention_by_definition(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`attention_and_lse` where there is no kernel that gives both.
+
+    Scores are made in float32 from a query that is scaled first: rounded to half precision, they would be infinite
+    for large queries (float16), or wrong by more than the whole rest of the attention (bfloat16).
+    """
+    scores = torch.matmul(query.float() * scale, key.float().transpose(-1, -2))
     if mask is not None:
         scores = scores + mask
     lse = torch.logsumexp(scores, dim=-1)
@@ -336,7 +377,7 @@ _ACTIVE: ContextVar[SharedPrefixRows] = ContextVar("opengrm_shared_prefix_rows")
 @contextmanager
 def _attending(rows: SharedPrefixRows) -> Iterator[None]:
     """For one forward: the model attends through `rows`. Afterwards it is as it was (it may be in training)."""
-    config = rows.model.config
+    config = rows.inner.config
     before = config._attn_implementation_internal
     config._attn_implementation_internal = NAME
     token = _ACTIVE.set(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opengrm.engines.base import Completion, Request, Sampling
 from opengrm.engines.checkpoints import check_folder, find_model, first_line
-from opengrm.engines.fingerprint import fingerprint
+from opengrm.engines.fingerprint import fingerprint, identity
 from opengrm.errors import EngineError, MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 @dataclass(slots=True)
 class _Asked:
     request: Request
-    prompt_tokens: int
+    prompt: tuple[int, ...]
     left: int  # samples still to come
 
 
@@ -40,9 +40,11 @@ class TransformersEngine:
         max_batch: most samples decoded together.
         trust_remote_code: run code that comes with a checkpoint.
         revision: branch, tag or commit of a hub id.
+        chat_template_kwargs: variables of the chat template, e.g. {"enable_thinking": False}.
 
     Raises:
-        EngineError: there is no such model, or it is not a causal LM with safetensors weights.
+        EngineError: there is no such model, or it is not a causal LM with safetensors weights, or of a kind (state
+            space models with caches of their own) that the sampling loop cannot run.
         MissingExtra: torch or transformers is not installed.
     """
 
@@ -55,6 +57,7 @@ class TransformersEngine:
         max_batch: int = 128,
         trust_remote_code: bool = False,
         revision: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         try:
             import torch
@@ -89,16 +92,17 @@ class TransformersEngine:
         from opengrm.engines.chat import ChatTokenizer
 
         self._decoding = decoding
-        self._chat = ChatTokenizer(tokenizer)
+        decoding.check_model(self._model)
+        self._chat = ChatTokenizer(tokenizer, chat_template_kwargs)
         own_end = {tokenizer.eos_token_id} if isinstance(tokenizer.eos_token_id, int) else set()
         self._stop_ids = decoding.end_tokens(self._model) | own_end
-        self._context = decoding.context_length(self._model)
         self._max_batch = max_batch
-        self._identity = f"{name}@{fingerprint(folder)}"
+        effective = str(self._model.dtype).removeprefix("torch.")
+        self._identity = identity(name, fingerprint(folder), effective, chat_template_kwargs)
 
     @property
     def model(self) -> str:
-        """Name and fingerprint of the weights, tokenizer and configuration."""
+        """Name and fingerprint of weights, tokenizer and configuration; precision; chat template variables' hash."""
         return self._identity
 
     @property
@@ -117,10 +121,10 @@ class TransformersEngine:
             for tag, request in enumerate(requests):
                 prompt = self._chat.encode(request.messages)
                 if request.seeds:
-                    asked[tag] = _Asked(request, len(prompt), len(request.seeds))
+                    asked[tag] = _Asked(request, prompt, len(request.seeds))
                 yield self._decoding.Job(tag, prompt, request.seeds, request.sampling)
 
-        for sample in self._decode(jobs()):
+        for sample in self._decoding.decode(self._live(), jobs(), stop_ids=self._stop_ids, max_batch=self._max_batch):
             known = asked[sample.tag]
             yield self._completion(known, sample)
             known.left -= 1
@@ -150,27 +154,14 @@ class TransformersEngine:
             raise EngineError("the engine is closed")
         return self._model
 
-    def _decode(self, jobs: Iterator[Job]) -> Iterator[Sample]:
-        import torch
-
-        try:
-            yield from self._decoding.decode(self._live(), jobs, stop_ids=self._stop_ids, max_batch=self._max_batch)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise EngineError(
-                f"out of memory with {self._max_batch} samples in the batch: choose a smaller batch"
-            ) from None
-
     def _completion(self, asked: _Asked, sample: Sample) -> Completion:
-        error = None
-        if sample.finish == "error":
-            error = f"too_long: the prompt has {asked.prompt_tokens} tokens, the model's context {self._context}"
         return Completion(
             request=asked.request.id,
             index=sample.index,
-            text=self._chat.decode(sample.token_ids),
+            text=self._chat.answer(asked.prompt, sample.token_ids),
             finish=sample.finish,
-            error=error,
-            prompt_tokens=asked.prompt_tokens,
+            error=sample.error,
+            prompt_tokens=len(asked.prompt),
             completion_tokens=len(sample.token_ids) + (sample.finish == "stop"),
             token_ids=sample.token_ids,
             logprobs=sample.logprobs,

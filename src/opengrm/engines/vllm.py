@@ -7,19 +7,29 @@ of our own engine do, as its kernels are chosen by batch size.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opengrm.engines.base import Completion, Request
 from opengrm.engines.chat import ChatTokenizer
 from opengrm.engines.checkpoints import check_folder, find_model, first_line
-from opengrm.engines.fingerprint import fingerprint
+from opengrm.engines.fingerprint import fingerprint, identity
 from opengrm.errors import EngineError, MissingExtra
 
-_WINDOW = 256  # requests handed over at a time; vLLM schedules within them
+_IN_FLIGHT = 1024  # samples handed over at most; vLLM decodes as many of them together as its memory allows
+
+
+@dataclass(slots=True)
+class _Sample:
+    request: Request
+    index: int
+    prompt: tuple[int, ...]
+    began: float = 0.0
 
 
 class VLLMEngine:
@@ -30,6 +40,7 @@ class VLLMEngine:
         dtype: as vLLM names it; "auto" takes the checkpoint's.
         trust_remote_code: run code that comes with a checkpoint.
         revision: branch, tag or commit of a hub id.
+        chat_template_kwargs: variables of the chat template, e.g. {"enable_thinking": False}.
         options: further arguments of `vllm.LLM`, e.g. tensor_parallel_size=8, max_model_len=16384.
 
     Raises:
@@ -44,15 +55,18 @@ class VLLMEngine:
         dtype: str = "auto",
         trust_remote_code: bool = False,
         revision: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         try:
             import vllm
+            from vllm.sampling_params import RequestOutputKind
         except ImportError:
             raise MissingExtra("the vllm engine", "vllm") from None
         folder, name = find_model(model, revision=revision, code=trust_remote_code)
         check_folder(folder)
         self._params: Any = vllm.SamplingParams
+        self._whole: Any = RequestOutputKind.FINAL_ONLY
         try:
             self._llm: Any = vllm.LLM(
                 model=str(folder),
@@ -63,24 +77,50 @@ class VLLMEngine:
             )
         except Exception as error:
             raise EngineError(f"{model}: vLLM cannot load this model: {first_line(error)}") from None
-        self._chat = ChatTokenizer(self._llm.get_tokenizer())
-        self._context = int(self._llm.llm_engine.model_config.max_model_len)
-        self._identity = f"{name}@{fingerprint(folder)}"
+        self._chat = ChatTokenizer(self._llm.get_tokenizer(), chat_template_kwargs)
+        config = self._llm.llm_engine.model_config
+        self._context = int(config.max_model_len)
+        # A quantisation asked for here changes the numbers as a precision does.
+        effective = str(options.get("quantization") or str(config.dtype).removeprefix("torch."))
+        self._identity = identity(name, fingerprint(folder), effective, chat_template_kwargs)
+        self._count = 0
 
     @property
     def model(self) -> str:
-        """Name and fingerprint of the weights, tokenizer and configuration."""
+        """Name and fingerprint of weights, tokenizer and configuration; precision; chat template variables' hash."""
         return self._identity
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
-        """Complete every sample of every request, a window of requests at a time.
+        """Complete every sample of every request, in any order; requests are pulled as samples finish.
 
         Raises:
             EngineError: vLLM fails.
         """
-        waiting = iter(requests)
-        while window := list(itertools.islice(waiting, _WINDOW)):
-            yield from self._complete(window)
+        waiting: deque[_Sample] = deque()
+        running: dict[str, _Sample] = {}
+        source = iter(requests)
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(running) + len(waiting) < _IN_FLIGHT:
+                    request = next(source, None)
+                    if request is None:
+                        exhausted = True
+                    else:
+                        yield from self._enqueue(request, waiting)
+                with self._computing():
+                    while waiting and len(running) < _IN_FLIGHT:
+                        self._start(waiting.popleft(), running)
+                    done = self._llm.llm_engine.step() if running else []
+                if not running:
+                    return
+                ended = [(running.pop(output.request_id), output) for output in done if output.finished]
+                for sample, output in ended:
+                    yield self._completion(sample, output)
+        finally:
+            if running and self._llm is not None:  # the caller stopped early, or vLLM failed
+                with suppress(Exception):
+                    self._llm.llm_engine.abort_request(list(running))
 
     def close(self) -> None:
         """Let go of the model."""
@@ -92,32 +132,32 @@ class VLLMEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _complete(self, window: list[Request]) -> Iterator[Completion]:
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
         if self._llm is None:
             raise EngineError("the engine is closed")
-        began = time.perf_counter()
-        prompts: list[dict[str, list[int]]] = []
-        params: list[Any] = []
-        asked: list[tuple[Request, int]] = []
-        for request in window:
-            ids = list(self._chat.encode(request.messages))
-            for index, seed in enumerate(request.seeds):
-                if len(ids) >= self._context:
-                    detail = f"too_long: the prompt has {len(ids)} tokens, the model's context {self._context}"
-                    yield Completion(request.id, index, "", "error", error=detail, prompt_tokens=len(ids))
-                    continue
-                prompts.append({"prompt_token_ids": ids})
-                params.append(self._sampling_params(request, seed, room=self._context - len(ids)))
-                asked.append((request, index))
-        if not prompts:
-            return
         try:
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            yield
         except Exception as error:
-            raise EngineError(f"vLLM failed: {first_line(error)}") from None
-        seconds = time.perf_counter() - began
-        for (request, index), output in zip(asked, outputs, strict=True):
-            yield self._completion(request, index, output, seconds)
+            raise EngineError(f"vLLM failed: {first_line(error)}") from error
+
+    def _enqueue(self, request: Request, waiting: deque[_Sample]) -> Iterator[Completion]:
+        prompt = self._chat.encode(request.messages)
+        for index in range(len(request.seeds)):
+            if len(prompt) >= self._context:
+                detail = f"too_long: the prompt has {len(prompt)} tokens, the model's context {self._context}"
+                yield Completion(request.id, index, "", "error", error=detail, prompt_tokens=len(prompt))
+            else:
+                waiting.append(_Sample(request, index, prompt))
+
+    def _start(self, sample: _Sample, running: dict[str, _Sample]) -> None:
+        self._count += 1
+        number = f"opengrm-{self._count}"
+        sample.began = time.perf_counter()
+        seed, room = sample.request.seeds[sample.index], self._context - len(sample.prompt)
+        params = self._sampling_params(sample.request, seed, room=room)
+        self._llm.llm_engine.add_request(number, {"prompt_token_ids": list(sample.prompt)}, params)
+        running[number] = sample
 
     def _sampling_params(self, request: Request, seed: int, *, room: int) -> Any:
         sampling = request.sampling
@@ -128,32 +168,28 @@ class VLLMEngine:
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, room),
             logprobs=0 if sampling.logprobs else None,  # 0: of the sampled token alone
+            output_kind=self._whole,  # one output for a sample, not one for every token
         )
 
-    def _completion(self, request: Request, index: int, output: Any, seconds: float) -> Completion:
+    def _completion(self, sample: _Sample, output: Any) -> Completion:
+        request, index = sample.request, sample.index
+        seconds = time.perf_counter() - sample.began
         made = output.outputs[0]
         ids = tuple(made.token_ids)
-        stopped = made.finish_reason == "stop"
         if made.finish_reason not in ("stop", "length"):
-            return Completion(
-                request.id,
-                index,
-                "",
-                "error",
-                error=f"server: vLLM ended with {made.finish_reason!r}",
-                seconds=seconds,
-            )
+            detail = f"server: vLLM ended with {made.finish_reason!r}"
+            return Completion(request.id, index, "", "error", error=detail, seconds=seconds)
         logprobs = None
         if request.sampling.logprobs and made.logprobs is not None:
             logprobs = tuple(float(at[token].logprob) for token, at in zip(ids, made.logprobs, strict=True))
         # No stop strings are asked for, so a stopped sample ends with its end token.
-        kept = ids[:-1] if stopped else ids
+        kept = ids[:-1] if made.finish_reason == "stop" else ids
         return Completion(
             request=request.id,
             index=index,
-            text=self._chat.decode(kept),
+            text=self._chat.answer(sample.prompt, kept),
             finish=made.finish_reason,
-            prompt_tokens=len(output.prompt_token_ids),
+            prompt_tokens=len(sample.prompt),
             completion_tokens=len(ids),
             token_ids=kept,
             logprobs=logprobs,
