@@ -53,8 +53,8 @@ class Sample:
         finish: "stop" (an end token came), "length", or "error".
         logprobs: one per new token, end token included, under the unscaled distribution; None unless asked for.
         seconds: from the job's admission to this sample's end.
-        end_id: the end token that came; None where none did.
         error: None, or why the sample failed: "too_long: ..." or "server: ...".
+        end_id: the end token that came; None where none did.
     """
 
     tag: int
@@ -63,8 +63,8 @@ class Sample:
     finish: str
     logprobs: tuple[float, ...] | None
     seconds: float
-    end_id: int | None = None
     error: str | None = None
+    end_id: int | None = None
 
 
 class Rows(Protocol):
