@@ -260,6 +260,7 @@ def train_meta(
 
     # 3. Training.
     has_gpu = torch.cuda.is_available()
+    lean: dict[str, Any] = {"gradient_checkpointing": True} if settings.checkpointing else {}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         per_device_train_batch_size=settings.batch // accumulation // state.num_processes,
@@ -273,7 +274,7 @@ def train_meta(
         weight_decay=settings.weight_decay,
         max_grad_norm=1.0,
         bf16=has_gpu and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16,
-        **({"gradient_checkpointing": True} if settings.checkpointing else {}),
+        **lean,
         eval_strategy="steps" if len(dev) else "no",
         eval_steps=settings.eval_every,
         save_strategy="steps",
@@ -297,7 +298,7 @@ def train_meta(
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: bce_with_logits(
             outputs["logits"], labels, num_items_in_batch
         ),
-        compute_metrics=lambda found: _measured(found.predictions[:, 0], found.label_ids),
+        compute_metrics=lambda found: _measured(np.asarray(found.predictions)[:, 0], found.label_ids),
         callbacks=[_log(folder / METRICS, on_progress)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -343,12 +344,13 @@ def _classifier(base: str | Path, trust_remote_code: bool) -> tuple[Any, Any, st
     try:
         with _quietly(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-            told = transformers.utils.logging.get_verbosity()
-            transformers.utils.logging.set_verbosity_error()  # that the head is new is no news
+            logging: Any = transformers.utils.logging
+            told = logging.get_verbosity()
+            logging.set_verbosity_error()  # that the head is new is no news
             model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=torch.float32, use_safetensors=True, **options
             )
-            transformers.utils.logging.set_verbosity(told)
+            logging.set_verbosity(told)
     except Exception as error:
         raise EngineError(f"{base}: cannot be made a classifier: {first_line(error)}") from None
     pad_token(tokenizer, model)
