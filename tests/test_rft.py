@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +28,7 @@ from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
 from opengrm.templates.compact import Compact
 from opengrm.templates.grm import GRMTemplate
+from opengrm.training import sft
 from opengrm.training.rft import (
     INSTRUCTION_SHARE,
     CollectSettings,
@@ -376,6 +380,36 @@ def test_a_killed_run_goes_on_and_ends_the_same(base: Path, trained: Path, tmp_p
     assert [m["loss"] for m in lines(tmp_path / "metrics.jsonl")] == [
         m["loss"] for m in lines(trained / "metrics.jsonl")
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_train_as_one(base: Path, trained: Path, tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom test_rft import ROWS, SMALL\n"
+        "from opengrm.training.sft import train\n"
+        "from dataclasses import replace\n"
+        "train(sys.argv[1], lambda: ROWS, Path(sys.argv[2]), replace(SMALL, micro_batch=1))\n"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+             str(script), str(base), str(tmp_path / "two")]  # fmt: skip
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL)
+    assert json.loads((tmp_path / "two" / "train.json").read_text())["processes"] == 2
+    one, two = lines(trained / "metrics.jsonl"), lines(tmp_path / "two" / "metrics.jsonl")
+    assert [m["loss"] for m in two] == pytest.approx([m["loss"] for m in one], rel=1e-4)
+    first, second = weights(trained / "model"), weights(tmp_path / "two" / "model")
+    assert all(torch.allclose(first[k], second[k], atol=1e-4) for k in first)
+
+
+def test_draws() -> None:
+    found = sft.draws(5, 12, seed=0).tolist()
+    assert sorted(found[:5]) == sorted(found[5:10]) == [0, 1, 2, 3, 4]
+    assert len(found) == 12
+    assert found[:5] != found[5:10]
+    assert found[:7] == sft.draws(5, 7, seed=0).tolist()
+    assert found != sft.draws(5, 12, seed=1).tolist()
 
 
 def test_adapters_are_merged_and_bfloat16_stays(base: Path, tmp_path: Path) -> None:

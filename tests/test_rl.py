@@ -438,6 +438,23 @@ def test_a_killed_run_goes_on_to_the_same_end(checkpoint: Path, tmp_path: Path) 
         run(checkpoint, whole, with_(SMALL, beta=0.01))
 
 
+class Letter(Sizes):
+    """The first response shown wins where the text holds a "z"; a random model writes one now and then."""
+
+    name = "letter"
+
+    def parse(self, text: str, n: int) -> Parsed:
+        return Parsed((2.0 if "z" in text else 0.0, *[1.0] * (n - 1)))
+
+
+def test_the_reward_climbs(checkpoint: Path, tmp_path: Path) -> None:
+    settings = with_(SMALL, steps=15, batch=64, learning_rate=1e-2, orders="fixed", beta=0.01, save_every=100)
+    train([pair(i) for i in range(16)], checkpoint, tmp_path / "x", settings, template=Letter())
+    found = [row["correct"] for row in metrics(tmp_path / "x")]
+    assert sum(found[:3]) / 3 < 0.6
+    assert sum(found[-3:]) / 3 > 0.9
+
+
 def test_lora_is_merged_into_an_ordinary_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     output = run(checkpoint, tmp_path / "lora", with_(SMALL, steps=2, lora_rank=4))
     before, after = weights(checkpoint), weights(output)
@@ -446,6 +463,19 @@ def test_lora_is_merged_into_an_ordinary_checkpoint(checkpoint: Path, tmp_path: 
     assert any("q_proj" in name for name in changed)
     assert not any("embed" in name or "norm" in name for name in changed)
     assert (output / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_trls_own_rollouts(checkpoint: Path, tmp_path: Path) -> None:
+    output = run(checkpoint, tmp_path / "trl", with_(SMALL, steps=1, rollouts="trl"))
+    (row,) = metrics(output)
+    assert row["rollout_seconds"] is None
+    assert 1 <= row["completion_tokens"] <= SMALL.max_tokens
+
+
+def test_a_reporter_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot report to nowhere"):
+        run(checkpoint, tmp_path / "x", with_(SMALL, report_to=("nowhere",)))
+    assert not (tmp_path / "x").exists()
 
 
 def test_items_that_cannot_be_used_are_refused_before_training(checkpoint: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def rl(
         ),
     ] = "own",
     vllm_url: Annotated[
-        str | None, typer.Option(help="The server of `trl vllm-serve`, for vllm.", rich_help_panel=ROLLOUT)
+        str | None, typer.Option(help="The server, started with `vllm serve`.", rich_help_panel=ROLLOUT)
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of the rollouts.", rich_help_panel=ROLLOUT)] = 1.0,
     max_tokens: Annotated[

@@ -196,6 +196,7 @@ def train(
         import torch
         from accelerate import PartialState
         from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+        from transformers.integrations import integration_utils
 
         from opengrm.training.grpo import GroupTrainer
     except ImportError as error:
@@ -209,6 +210,9 @@ def train(
     output = Path(output)
     folder, name = find_model(model)
     check_folder(folder)
+    reporters: Any = integration_utils.get_available_reporting_integrations
+    if missing := sorted(set(settings.report_to) - set(reporters())):
+        raise UsageError(f"cannot report to {', '.join(missing)}: not installed, or not a reporter that TRL knows")
     use_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     state = PartialState(cpu=use_cpu)
     said = say if state.is_main_process else lambda line: None
@@ -247,19 +251,22 @@ def train(
     checkpoints = output / "checkpoints"
     config = grpo_config(settings, checkpoints, processes=state.num_processes, use_cpu=use_cpu)
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, logprobs=settings.temperature == 1)
-    trainer = GroupTrainer(
-        model=policy,
-        reward_funcs=outcome_reward(kept, forms, chat.decode),
-        args=config,
-        train_dataset=data,
-        processing_class=tokenizer,
-        peft_config=_lora(settings.lora_rank),
-        rollout_func=(
-            own_rollouts(chat, sampling, settings.seed, settings.max_batch) if settings.rollouts == "own" else None
-        ),
-        chat=chat,
-        share_prompts=settings.share_prompts,
-    )
+    try:
+        trainer = GroupTrainer(
+            model=policy,
+            reward_funcs=outcome_reward(kept, forms, chat.decode),
+            args=config,
+            train_dataset=data,
+            processing_class=tokenizer,
+            peft_config=_lora(settings.lora_rank),
+            rollout_func=(
+                own_rollouts(chat, sampling, settings.seed, settings.max_batch) if settings.rollouts == "own" else None
+            ),
+            chat=chat,
+            share_prompts=settings.share_prompts,
+        )
+    except ConnectionError as error:  # from the client of the vLLM server
+        raise EngineError(first_line(error)) from None
     last = last_checkpoint(checkpoints)
     trainer.remove_callback(PrinterCallback)
     if state.is_main_process:

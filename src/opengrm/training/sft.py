@@ -9,8 +9,9 @@ engine returns it: its text's tokens and one end token. The trainer gets token i
 no text. The loss of a step is the mean over all completion tokens of the whole batch.
 
 Choices the paper leaves open (it gives learning rate, batch and steps): AdamW without weight decay, 3 % warm-up, then
-cosine to zero; rows drawn in a seeded shuffle, epoch after epoch. Weights are trained in float32 (under bfloat16
-autocast where a GPU has it) and written in bfloat16 if the base is, else in float32.
+cosine to zero; rows drawn in a seeded shuffle, epoch after epoch, the same on any number of processes.
+Weights are trained in float32 (under bfloat16 autocast where a GPU has it) and written in bfloat16 if the base is,
+else in float32.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def _train(
         raise MissingExtra("training", "train") from None
 
     # Model and tokenizer.
-    state = accelerate.PartialState()
+    state = accelerate.PartialState(cpu=not torch.accelerator.is_available())
     folder, _ = find_model(model, code=settings.trust_remote_code)
     check_folder(folder)
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "local_files_only": True}
@@ -177,6 +178,7 @@ def _train(
             _encode(rows(), tokenizer, end, settings.max_length, output / DATA)
     counts = read_json(output / COUNTS) or {}
     dataset = datasets.Dataset.from_file(str(output / DATA))
+    dataset = dataset.select(draws(len(dataset), settings.steps * settings.batch, settings.seed))
 
     # The trainer.
     micro_batch = min(settings.micro_batch, settings.batch // state.num_processes)
@@ -200,6 +202,8 @@ def _train(
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
+        train_sampling_strategy="sequential",  # the order is `draws`, whatever the number of processes
+        ddp_find_unused_parameters=False,
         max_length=None,  # `_encode` has left out what is too long
         save_steps=settings.save_every,
         save_total_limit=2,
@@ -231,6 +235,7 @@ def _train(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     summary = {
         **counts,
+        "epochs": settings.steps * settings.batch / counts["examples"],
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "processes": state.num_processes,
@@ -244,6 +249,14 @@ def _train(
             _remove(output / name)
     state.wait_for_everyone()
     return summary
+
+
+def draws(rows: int, count: int, seed: int) -> Any:
+    """Which row each of `count` examples is: all rows once an epoch, in an order fixed by (seed, epoch). int64."""
+    import numpy as np
+
+    epochs = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(-(-count // rows))]
+    return np.concatenate(epochs)[:count]
 
 
 def _encode(rows: Iterable[Mapping[str, Any]], tokenizer: Any, end: int, longest: int, path: Path) -> None:
@@ -327,7 +340,7 @@ def _reporter(metrics: Path, on_step: OnStep | None) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs and state.is_world_process_zero:
-                self.last = {k: float(v) for k, v in logs.items()}
+                self.last = {k: float(v) for k, v in logs.items() if k != "epoch"}
                 with metrics.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": state.global_step, **self.last}) + "\n")
 
