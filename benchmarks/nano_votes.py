@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from opengrm.reports.results import write_result
 from opengrm.reports.tables import markdown, percent, share, vote_cells
 from opengrm.templates import get_template
 from opengrm.voting.revote import Labels, Report, revote
-from opengrm.worlds.rubric import generate_items, process_measures
+from opengrm.worlds.process import measure, summarise
+from opengrm.worlds.rubric import generate_items
 
 RESULTS = Path(__file__).parents[1] / "results"
 KS = (1, 2, 4, 8, 16, 32)
@@ -62,6 +64,8 @@ def main() -> None:
     rows = [{"orders": "balanced", "decoding": "greedy", **greedy}]
     for plan in PLANS:
         rows += [{"orders": plan, "decoding": "T = 1", **row} for row in reports[plan].rows]
+    by_id = {item.id: item for item in items}
+    processes = [measure(by_id[j.item], j.order or (), j.text or "") for j in sampled["balanced"]]
     balanced = {row["k"]: row["accuracy"]["mean"] for row in reports["balanced"].rows}
 
     write_result(
@@ -74,7 +78,7 @@ def main() -> None:
             "model": engine.model,
             "cost": cost,
             "positions": {plan: reports[plan].positions for plan in PLANS},
-            "process": process_measures(items, sampled["balanced"]),
+            "process": asdict(summarise(processes)),
         },
     )
     series = {f"{plan} orders": reports[plan].rows for plan in PLANS}

@@ -33,6 +33,9 @@ TOPICS: tuple[str, ...] = (
     "rivers", "clocks", "paint", "wool", "dogs", "maps", "honey", "snow", "lamps", "boats", "apples", "trees",
     "birds", "shoes", "kites", "coffee", "cheese", "bridges", "glass", "horses", "markets", "coins", "drums", "roses",
 )  # fmt: skip
+# What a text that misses the topic is about instead: things that no query asks for, so that straying can be read in the
+# text alone. (Comparing two words is what a model of a million parameters did not learn, see docs/decisions.md.)
+STRAYS: tuple[str, ...] = ("taxes", "traffic", "football", "weather", "politics", "gossip", "fashion", "money")
 POLITE = ("please", "kindly", "thanks", "grateful")
 RUDE = ("stupid", "lousy", "rotten", "dumb")
 STILTED = ("henceforth", "heretofore", "notwithstanding", "whereupon")
@@ -138,7 +141,7 @@ def _draft(rng: random.Random, topic: str, wish: frozenset[str]) -> str:
 
 
 def _core(rng: random.Random, topic: str, wish: frozenset[str]) -> str:
-    subject = topic if "topic" in wish else rng.choice([t for t in TOPICS if t != topic])
+    subject = topic if "topic" in wish else rng.choice(STRAYS)
     adjective = rng.choice(_ADJECTIVES) if "clean" in wish else rng.choice(RUDE)
     adverb = rng.choice(_ADVERBS) if "plain" in wish else rng.choice(STILTED)
     verbs = _TERSE_VERBS if "short" in wish else _VERBS
