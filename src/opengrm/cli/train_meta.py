@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from opengrm.cli.options import BadRows, JsonOut, OnBad, bad_rows
-from opengrm.cli.progress import progress
+from opengrm.cli.progress import Update, progress
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,10 +86,18 @@ def meta(
     skipped = bad_rows(on_bad)
     known = _items(items, skipped)
     shown = MetaTemplate(template) if template != "auto" else default_meta_template(_first_template(judgments))
-    with progress("training", 0, quiet=quiet) as show:
+    bars: list[tuple[Update, int]] = []  # one, opened at the first step, when the number of steps is known
+    with ExitStack() as stack:
+
+        def on_progress(done: int, total: int, note: str) -> None:
+            if not bars:
+                bars.append((stack.enter_context(progress("training", total, quiet=quiet)), done - 1))
+            show, before = bars[0]
+            show(done, note, done - before)
+
         report = train_meta(
             _judgments(judgments, skipped), known, model, output, shown, settings,
-            trust_remote_code=trust_remote_code, on_progress=lambda done, total, note: show(done, note),
+            trust_remote_code=trust_remote_code, on_progress=on_progress,
         )  # fmt: skip
     skipped.report()
     if as_json:
