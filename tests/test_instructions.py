@@ -69,3 +69,10 @@ def test_shares_splits_and_prefixes() -> None:
     assert ROWS[:50] != list(generate_instructions(50, seed=1))
     assert all(query_in(r["prompt"]).split == "train" for r in ROWS)
     assert all(query_in(r["prompt"]).split == "dev" for r in islice(generate_instructions(50, split="dev"), 50))
+
+
+def test_tasks_can_be_chosen() -> None:
+    assert {r["task"] for r in generate_instructions(50, tasks=("name", "check"))} == {"name", "check"}
+    for tasks in ((), ("judge",)):
+        with pytest.raises(ValueError, match="expected some of name, check, write"):
+            next(generate_instructions(1, tasks=tasks))

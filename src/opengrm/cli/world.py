@@ -71,12 +71,16 @@ def instructions(
     count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many rows.")] = 1000,
     split: SplitName = "train",
     seed: Annotated[int, typer.Option(help="Another seed gives other rows.")] = 0,
+    task: Annotated[
+        list[Literal["name", "check", "write"]] | None, typer.Option(help="Only this task; may be given again.")
+    ] = None,
 ) -> None:
     """Write instruction rows {"prompt", "completion", "task"} for `opengrm train rft --instructions`."""
     from opengrm.jsonl import write_rows
-    from opengrm.worlds.instructions import generate_instructions
+    from opengrm.worlds.instructions import SHARES, generate_instructions
 
-    written = write_rows(output, generate_instructions(count, seed=seed, split=split))
+    rows = generate_instructions(count, seed=seed, split=split, tasks=task or tuple(SHARES))
+    written = write_rows(output, rows)
     typer.echo(f"{written:,} rows written to {output}", err=True)
 
 

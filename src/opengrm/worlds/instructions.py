@@ -18,7 +18,7 @@ carries truth that a faulty base lacks; what it alone does to judging is the abl
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from opengrm.items import Item
@@ -31,21 +31,28 @@ FEWEST_CHECKED = 5  # criteria in one task "check"
 _SEED = 500_000  # apart from the seeds of items
 
 
-def generate_instructions(count: int, *, seed: int = 0, split: Split = "train") -> Iterator[dict[str, Any]]:
+def generate_instructions(
+    count: int, *, seed: int = 0, split: Split = "train", tasks: Collection[str] = tuple(SHARES)
+) -> Iterator[dict[str, Any]]:
     """Stream `count` rows {"prompt", "completion", "task"}; the rows of a smaller count are the first of a larger one.
 
     Args:
         count: how many.
         seed: another seed gives other rows of the same split.
         split: the split of the queries; no query is in two of them.
+        tasks: which of SHARES, in their proportions. A base that has never written a response finds "write" so
+            unlikely (15 nats a token were seen) that these rows carry most of the gradient: leave it out there.
 
     Raises:
-        ValueError: an unknown split.
+        ValueError: an unknown split or task.
     """
+    if not tasks or not set(tasks) <= set(SHARES):
+        raise ValueError(f"tasks are {', '.join(tasks) or 'missing'}, expected some of {', '.join(SHARES)}")
+    shares = {task: share for task, share in SHARES.items() if task in tasks}
     items = generate_items(count, seed=_SEED + seed, split=split, n=(1, 2), reference=True)
     for index, item in enumerate(items):
         rng = random.Random(f"rubric instructions {seed} {split} {index}")
-        (task,) = rng.choices(tuple(SHARES), tuple(SHARES.values()))
+        (task,) = rng.choices(tuple(shares), tuple(shares.values()))
         prompt, completion = {"name": _name, "check": _check, "write": _write}[task](rng, item)
         yield {"prompt": prompt, "completion": completion, "task": task}
 
