@@ -1,6 +1,6 @@
 """New tokens per second and peak memory of sampling k continuations: our engines, `generate`, and other CPU engines.
 
-    python benchmarks/sampling.py            # writes results/sampling.json, .md and .png; ten minutes on two cores
+    python benchmarks/sampling.py            # writes results/sampling.json, .md and .png; twenty minutes on two cores
     python benchmarks/sampling.py --quick    # a smoke test of every engine; writes nothing unless given -o
 
 Two models: the embedded one (--model: another folder in its place) and a Qwen3 of 25M parameters with random weights.

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 scripts/pretrain_nano.py --output runs/nano
 
-One process a core: two processes of one thread are nearly twice as fast as one of two threads. Without
+One process a core: two processes of one thread are 1.5 times as fast as one of two threads. Without
 `torch.distributed.run` it is one process, with the same batches.
 
 A page from top to bottom: tokenizer, model, streamed transcripts, three stages, a greedy check on dev pairs,

@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # no test may fail because the machine is busy
+settings.load_profile("untimed")
 
 
 def find_data_dir() -> Path | None:

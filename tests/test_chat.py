@@ -119,8 +119,12 @@ def test_variables_of_the_template() -> None:
     thinking = "{% if enable_thinking is not defined or enable_thinking %}think{% else %}straight{% endif %}"
     assert rendered(thinking, USER) == "think"
     assert rendered(thinking, USER, enable_thinking=False) == "straight"
-    with pytest.raises(UsageError, match="chat_template_kwargs cannot set 'tokenize'"):
-        rendered(thinking, USER, tokenize=True)
+    for name in (
+        "tokenize", "messages", "conversation", "chat_template", "continue_final_message", "truncation", "max_length",
+        "tools", "documents", "return_dict", "tokenizer_kwargs", "add_generation_prompt",
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"chat_template_kwargs cannot set '{name}'"):
+            rendered(thinking, USER, **{name: True})
 
 
 def test_the_date_does_not_change() -> None:

@@ -13,9 +13,9 @@ from tiny_models import build_checkpoint
 torch = pytest.importorskip("torch", reason="the extra 'local' is not installed")
 
 from opengrm.engines.checkpoints import check_folder, find_model  # noqa: E402
-from opengrm.engines.fingerprint import fingerprint  # noqa: E402
+from opengrm.engines.fingerprint import fingerprint, identity  # noqa: E402
 from opengrm.engines.transformers import TransformersEngine  # noqa: E402
-from opengrm.errors import EngineError  # noqa: E402
+from opengrm.errors import EngineError, UsageError  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,8 @@ def test_identity_holds_what_changes_a_text(folder: Path) -> None:
     assert named[2] == plain
     assert all(name.startswith(f"{plain}-") for name in named[:2])
     assert len(set(named)) == 3
+    with pytest.raises(UsageError, match="chat_template_kwargs cannot be written as JSON"):
+        identity("tiny", "f", "float32", {"tools": object()})
 
 
 def test_second_copies_of_the_weights_do_not_count(folder: Path, tmp_path: Path) -> None:

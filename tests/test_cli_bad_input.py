@@ -117,6 +117,7 @@ CALLS: list[tuple[str, list[str], int, str]] = [
     ("a bad top_p", ["{items}", "--top-p", "0"], 2, "top_p is 0"),
     ("no base URL", ["{items}", "--engine", "openai", "--model", "m"], 2, "needs --base-url"),
     ("a base URL that is none", ["{items}", "--engine", "openai", "--base-url", "localhost"], 2, "base URL"),
+    ("a file for one item by hand", ["--prompt", "p", "--response", "r", "-o", "v.jsonl"], 2, "with a file of items"),
     ("base URL for another", ["{items}", "--engine", "vllm", "--base-url", "http://x/v1"], 2, "--base-url goes with"),
 ]  # fmt: skip
 

@@ -256,9 +256,8 @@ def test_one_order_or_response_that_cannot_be_shown_is_missing_alone(name: str, 
 
     engine = InstantEngine()
     ((_, judgments),) = GRM(engine, Moody(name)).judge(make_items(1), k=8)
-    assert (
-        Counter(j.error_kind for j in judgments) == {"template": 8 - asked, None: asked} if asked else {"template": 8}
-    )
+    expected = {"template": 8 - asked, None: asked} if asked else {"template": 8}
+    assert Counter(j.error_kind for j in judgments) == expected
     assert engine.asked == asked
     assert len({j.key for j in judgments}) == 8
 

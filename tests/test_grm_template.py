@@ -153,20 +153,20 @@ def test_parse_gives_scores_principles_and_critique() -> None:
 # The hash of every form's rendered text, so that a change of the text is a decision: judgments under the old version
 # are not found again. If it is meant, write the new hashes here.
 VERSIONS = {
-    "grm": "751a0af9c88c",
-    "grm-solo": "43eda17c86ec",
-    "grm-binary": "87fc320c1956",
-    "grm+reference": "a999f84a9465",
-    "grm+principles": "b0ab1813e08f",
-    "grm+no-principles": "16ef2fbbad3b",
-    "grm+hint": "4ef9c33aabcd",
-    "grm+reference+principles+hint": "6369c86c3976",
-    "grm-solo+reference": "29352bf8f547",
-    "grm-binary+reference": "f7321feb0d3a",
-    "compact": "66bcde430c40",
-    "compact-solo": "a1633b32fd05",
-    "compact-binary": "28d376cb46d9",
-    "compact+hint": "5ff3a83a47a0",
+    "grm": "e1a634c53739",
+    "grm-solo": "b75df8a120a7",
+    "grm-binary": "407a2a6982e0",
+    "grm+reference": "995a56b3e209",
+    "grm+principles": "08cafc70450e",
+    "grm+no-principles": "d8701078c173",
+    "grm+hint": "504d4a17b55a",
+    "grm+reference+principles+hint": "7200bf1fd2cc",
+    "grm-solo+reference": "e283bfcec41a",
+    "grm-binary+reference": "38bc59b6ce34",
+    "compact": "e33f5d3adf8c",
+    "compact-solo": "15cafc671519",
+    "compact-binary": "e2375444505b",
+    "compact+hint": "bb93508198d4",
 }
 
 

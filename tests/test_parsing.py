@@ -40,6 +40,7 @@ BOXED = [
     ("Analysis: Response 1 writes \\boxed{10, 1}. Score: 3, 8", "unparsable"),
     ("**Analysis:** it writes \\boxed{10, 1}\n\n## Scores\n3, 8", "unparsable"),
     ("Scores: \\boxed{8, 7}\nThe scores follow from the criteria.", (8.0, 7.0)),
+    ("Scores: \\boxed{8, 7}\n\nIn short, response 1 has the better score: it is exact.", (8.0, 7.0)),
     ("", "unparsable"),
     ("8, 7", "unparsable"),
     ("boxed{8, 7}", "unparsable"),

@@ -69,6 +69,19 @@ def test_prompts_admitted_at_different_times_decode_together(family: str, window
     assert counted.steps <= 75  # without merging: 122 and more
 
 
+def test_models_that_take_no_positions_decode_unpadded() -> None:
+    """RoFormer numbers columns, whatever the mask says: rows may share a forward only where none is padded."""
+    model = build_model("RoFormer", is_decoder=True)
+    prompts = random_prompts(8, 12, 9, 11, 10, 8)
+    most = [12, 7, 12, 8, 9, 12]
+    jobs = [Job(t, p, (1, 2), Sampling(0, max_tokens=most[t])) for t, p in enumerate(prompts)]
+    expected = {t: greedy(model, p, most[t]) for t, p in enumerate(prompts)}
+    counted = Forwards(model)
+    found = collect(model, jobs, max_batch=12)
+    assert {key: s.token_ids for key, s in found.items()} == {(t, i): expected[t] for t in expected for i in (0, 1)}
+    assert counted.steps == sum(m - 1 for m in most) - 11  # the two prompts of 8 tokens decode together
+
+
 def test_prompts_of_very_different_lengths_stay_apart() -> None:
     model = build_model("Gemma3", sliding_window=16)
     prompts = random_prompts(120, 11, 100, 9)

@@ -19,7 +19,7 @@ pytest.importorskip("transformers", reason="the extra 'local' is not installed")
 from opengrm.engines.base import Request, Sampling
 from opengrm.engines.fingerprint import fingerprint
 from opengrm.engines.vllm import VLLMEngine
-from opengrm.errors import EngineError, MissingExtra
+from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.items import Message
 
 END = 2
@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_one_request_for_each_seed(vllm: type[StandIn], folder: Path) -> None:
     with VLLMEngine(folder, dtype="float32", tensor_parallel_size=2) as engine:
-        assert engine.model == f"tiny@{fingerprint(folder)}-bfloat16"
+        assert engine.model == f"tiny@{fingerprint(folder)}-vllm.bfloat16"
         settings = Sampling(temperature=0.7, top_p=0.9, max_tokens=3, logprobs=True)
         found = list(engine.generate([Request(4, (Message("user", "Hi."),), (1, 8), settings)]))
     (made,) = vllm.made
@@ -170,8 +170,30 @@ def test_stopping_early_gives_up_what_is_in_flight(vllm: type[StandIn], folder: 
 
 def test_variables_of_the_chat_template(vllm: type[StandIn], folder: Path) -> None:
     engine = VLLMEngine(folder, chat_template_kwargs={"enable_thinking": False})
-    assert engine.model.startswith(f"tiny@{fingerprint(folder)}-bfloat16-")
+    assert engine.model.startswith(f"tiny@{fingerprint(folder)}-vllm.bfloat16-")
     assert vllm.made[0].keys() == {"model", "dtype", "trust_remote_code", "enable_prefix_caching"}
+
+
+def test_options_that_change_texts_are_in_the_identity(vllm: type[StandIn], folder: Path) -> None:
+    def name(**options: Any) -> str:
+        return VLLMEngine(folder, **options).model
+
+    plain = name()
+    assert plain == name(
+        tensor_parallel_size=2, max_num_seqs=8, gpu_memory_utilization=0.5, enable_prefix_caching=False
+    )
+    assert vllm.made[-1]["enable_prefix_caching"] is False
+    names = [
+        name(kv_cache_dtype="fp8"), name(kv_cache_dtype="auto"), name(quantization="fp8"), name(max_model_len=32),
+        name(hf_overrides={"rope_theta": 1e4}), name(hf_overrides={"rope_theta": 1e5}), name(tokenizer="other"),
+    ]  # fmt: skip
+    assert len({*names, plain}) == len(names) + 1
+    assert all(n.startswith(f"{plain}+") for n in names)
+    assert name(kv_cache_dtype="fp8", tensor_parallel_size=2) == names[0]
+    loaded = len(vllm.made)
+    with pytest.raises(UsageError, match="engine options cannot be written as JSON"):
+        name(hf_overrides=print)
+    assert len(vllm.made) == loaded
 
 
 def test_prompts_and_samples_stay_within_the_context(vllm: type[StandIn], folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import typer
 
 from opengrm.cli.options import (
+    REDUCE_HELP,
     BadRows,
     JsonOut,
     KMeta,
@@ -55,7 +56,7 @@ def judge(
     items: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[ITEMS]", help="Items: JSON Lines (.gz, .zst), a JSON array, Parquet, or -. See docs/formats.md."
+            metavar="ITEMS", help="Items: JSON Lines (.gz, .zst), a JSON array, Parquet, or -. See docs/formats.md."
         ),
     ] = None,
     output: Annotated[
@@ -87,7 +88,14 @@ def judge(
         str,
         typer.Option(help='"nano" (embedded), a folder, a hub id, or the name a server uses.', rich_help_panel=MODEL),
     ] = "nano",
-    engine: Annotated[EngineName, typer.Option(help="What runs it.", rich_help_panel=MODEL)] = "transformers",
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="What runs it: transformers (in process), openai (any server that speaks its API; needs --base-url),"
+            " vllm or openvino (in process; extras of their names).",
+            rich_help_panel=MODEL,
+        ),
+    ] = "transformers",
     base_url: Annotated[
         list[str] | None,
         typer.Option(
@@ -105,17 +113,19 @@ def judge(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... for transformers.", rich_help_panel=MODEL)] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, ... for transformers.", rich_help_panel=MODEL)
+        str, typer.Option(help="float32, bfloat16, ... for transformers and vllm.", rich_help_panel=MODEL)
     ] = "auto",
     batch: Annotated[
         int | None, typer.Option(min=1, help="Most samples decoded together, in process.", rich_help_panel=MODEL)
     ] = None,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Most requests in flight to servers.", rich_help_panel=MODEL)
-    ] = 64,
+        int | None,
+        typer.Option(min=1, help="Most requests in flight to servers. Default: 64.", rich_help_panel=MODEL),
+    ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds one request may take.", rich_help_panel=MODEL)
-    ] = 600.0,
+        float | None,
+        typer.Option(min=0.1, help="Seconds one request may take. Default: 600.", rich_help_panel=MODEL),
+    ] = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -159,13 +169,16 @@ def judge(
         ),
     ] = None,
     orders: Annotated[
-        Orders, typer.Option(help="How response orders are planned.", rich_help_panel=SAMPLING)
+        Orders,
+        typer.Option(
+            help="Orders in which an item's responses are shown: balanced (each response in each place equally often),"
+            " shuffle (drawn anew for each judgment, as the paper does), fixed (as given).",
+            rich_help_panel=SAMPLING,
+        ),
     ] = "balanced",
     reduce: Annotated[
         Reduce | None,
-        typer.Option(
-            help="How judgments become a verdict. Default: sum; meta (guided) with --meta.", rich_help_panel=SAMPLING
-        ),
+        typer.Option(help=REDUCE_HELP + " Default: sum; meta with --meta.", rich_help_panel=SAMPLING),
     ] = None,
     meta: Annotated[
         str | None,
@@ -246,6 +259,8 @@ def judge(
         )
 
     if prompt is not None:
+        if any((output, judgments, ledger, on_bad != "stop")):
+            raise UsageError("--output, --judgments, --ledger and --on-bad go with a file of items, not with --prompt")
         item = _by_hand(prompt, response or [], reference, principle, chosen)
         with ExitStack() as stack:
             opened = open_engine()

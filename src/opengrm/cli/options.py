@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Reduce = Literal["sum", "mean", "majority", "meta"]
 Orders = Literal["balanced", "shuffle", "fixed"]
 Bad = Literal["stop", "skip"]
+REDUCE_HELP = (
+    "How judgments become a verdict: sum (the paper's) or mean of the scores, or majority (each judgment votes for its"
+    " best response; of single responses: the most frequent score); meta: the sum of those that a meta RM trusts."
+)
 OnBad = Annotated[Bad, typer.Option("--on-bad", help="A malformed row: stop, or skip it and count.")]
 JsonOut = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from opengrm.cli.options import (
+    REDUCE_HELP,
     BadRows,
     JsonOut,
     KMeta,
@@ -43,7 +44,7 @@ def vote(
     k: Annotated[
         str | None, typer.Option("-k", help="Numbers of votes, e.g. 1,2,4,8. Default: up to all recorded samples.")
     ] = None,
-    reduce: Annotated[Reduce, typer.Option(help="How judgments become a verdict.")] = "sum",
+    reduce: Annotated[Reduce, typer.Option(help=REDUCE_HELP)] = "sum",
     k_meta: KMeta = None,
     meta_threshold: MetaThreshold = None,
     meta_weights: MetaWeights = False,
@@ -55,7 +56,8 @@ def vote(
         ),
     ] = "auto",
     pool: Annotated[
-        bool, typer.Option("--pool", help="Let judgments of different models and templates vote together.")
+        bool,
+        typer.Option("--pool", help="Let judgments of different models, templates, settings or runs vote together."),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the verdicts over all recorded samples here.")

@@ -16,12 +16,19 @@ __all__ = ["Completion", "Engine", "EngineKind", "Request", "Sampling", "open_en
 _TAKERS: dict[str, tuple[EngineKind, ...]] = {
     "base_url": ("openai",),
     "extra_body": ("openai",),
+    "concurrency": ("openai",),
+    "timeout": ("openai",),
     "batch": ("transformers", "vllm", "openvino"),
     "device": ("transformers",),
     "dtype": ("transformers", "vllm"),
     "trust_remote_code": ("transformers", "vllm"),
-    "engine_options": ("vllm",),
+    "engine_option": ("vllm",),
 }
+# Arguments of `vllm.LLM` that have an option of their own.
+_NAMED = {
+    "model": "--model", "dtype": "--dtype", "trust_remote_code": "--trust-remote-code", "max_num_seqs": "--batch",
+    "chat_template_kwargs": "--chat-template-kwargs",
+}  # fmt: skip
 
 
 def open_engine(
@@ -30,8 +37,8 @@ def open_engine(
     *,
     base_urls: Sequence[str] = (),
     batch: int | None = None,
-    concurrency: int = 64,
-    timeout: float = 600.0,
+    concurrency: int | None = None,
+    timeout: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
@@ -46,8 +53,8 @@ def open_engine(
         model: "nano" (the embedded model), a folder, a hub id, or the name that a server gives its model.
         base_urls: servers of the same model, for `openai`.
         batch: most samples decoded together, in process; None leaves the engine's default.
-        concurrency: most requests in flight, for `openai`.
-        timeout: seconds that one request may take, for `openai`.
+        concurrency: most requests in flight, for `openai`; None leaves its default.
+        timeout: seconds that one request may take, for `openai`; None leaves its default.
         device: where to run, for `transformers`.
         dtype: in which precision to run, for `transformers` and `vllm`.
         trust_remote_code: run code that comes with a checkpoint; off unless the user asks.
@@ -62,8 +69,9 @@ def open_engine(
         MissingExtra: the engine's libraries are not installed.
     """
     given = {
-        "base_url": base_urls, "extra_body": extra_body, "batch": batch is not None, "device": device != "auto",
-        "dtype": dtype != "auto", "trust_remote_code": trust_remote_code, "engine_options": engine_options,
+        "base_url": base_urls, "extra_body": extra_body, "concurrency": concurrency is not None,
+        "timeout": timeout is not None, "batch": batch is not None, "device": device != "auto",
+        "dtype": dtype != "auto", "trust_remote_code": trust_remote_code, "engine_option": engine_options,
     }  # fmt: skip
     for name, value in given.items():
         if value and kind not in _TAKERS[name]:
@@ -77,8 +85,12 @@ def open_engine(
         body = dict(extra_body or {})
         if chat_template_kwargs:
             body["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), **chat_template_kwargs}
-        return OpenAIEngine(model, list(base_urls), concurrency=concurrency, timeout=timeout, extra_body=body)
+        limits: dict[str, Any] = {"concurrency": concurrency, "timeout": timeout}
+        limits = {name: value for name, value in limits.items() if value is not None}
+        return OpenAIEngine(model, list(base_urls), extra_body=body, **limits)
     if kind == "vllm":
+        for name in sorted(_NAMED.keys() & (engine_options or {})):
+            raise UsageError(f"--engine-option cannot set {name}: use {_NAMED[name]}")
         from opengrm.engines.vllm import VLLMEngine
 
         if batch is not None:

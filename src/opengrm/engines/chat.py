@@ -7,6 +7,7 @@ A control token spelled inside a message (`<|im_end|>` in a response under judgm
 from __future__ import annotations
 
 import datetime
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from opengrm.engines.checkpoints import first_line
 from opengrm.errors import EngineError, UsageError
 from opengrm.items import Message
-from opengrm.templates.base import ZERO_WIDTH
+from opengrm.templates.base import ZERO_WIDTH, broken_up
 
 # What a template gets for today's date (Llama 3.1's own default): equal keys must mean equal prompts, also tomorrow.
 TODAY = datetime.datetime(2024, 7, 26)
@@ -26,7 +27,6 @@ _TAIL = 16  # tokens of a prompt's end in which an opened thought is looked for
 _FENCE_ROUNDS = 4
 _PROBE = "opengrm-probe-7f3a"  # no template spells this by itself
 _SYSTEM = ("system", "developer")
-_RESERVED = ("add_generation_prompt", "conversation", "messages", "tokenize")  # not the template's to set
 
 Turns = list[dict[str, str]]
 
@@ -55,7 +55,7 @@ class ChatTokenizer:
         if "strftime_now" in template:
             named = tokenizer.chat_template
             main = named if isinstance(named, str) else named.get("default")
-            self._variables.setdefault("chat_template", main and with_fixed_date(main))
+            self._variables["chat_template"] = main and with_fixed_date(main)
         self._renderer = Renderer(self._apply)
         self._control = control_tokens(tokenizer)
         self._pattern = control_pattern(self._control)
@@ -87,7 +87,7 @@ class ChatTokenizer:
         """`text` with a zero-width space behind the first character of whatever would read as a control token."""
         if self._pattern is None:
             return text
-        text = self._pattern.sub(lambda match: match.group()[0] + ZERO_WIDTH + match.group()[1:], text)
+        text = broken_up(text, self._pattern)
         # A normalizer (NFKC, lower-casing) can make a control token of text that does not spell one. One that deletes
         # zero-width spaces cannot be stopped by them: then a plain space stands for the token, and the text shrinks.
         rounds = 0
@@ -175,11 +175,16 @@ def opened_thought(prompt_end: str) -> str:
 
 
 def checked_variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The chat template's variables, if they are that."""
-    for name in variables or ():
-        if name in _RESERVED:
+    """The chat template's variables, if they are that: not arguments of what renders it, nor the messages."""
+    if not variables:
+        return {}
+    from transformers import PreTrainedTokenizerBase
+
+    arguments = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    for name in variables:
+        if name in arguments or name in ("messages", "conversations"):
             raise UsageError(f"chat_template_kwargs cannot set '{name}': it is no variable of the template's own")
-    return dict(variables or {})
+    return dict(variables)
 
 
 def template_text(tokenizer: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from opengrm.errors import UsageError
+from opengrm.items import content_hash
 
 _WHOLE = 64 * 2**20  # files up to this size are hashed whole
 _BLOCK = 64 * 2**10
@@ -38,9 +40,20 @@ def identity(name: str, fingerprint: str, settings: str, chat_template_kwargs: M
     """
     parts = [f"{name}@{fingerprint}", settings]
     if chat_template_kwargs:
-        content = json.dumps(chat_template_kwargs, sort_keys=True, default=str)
-        parts.append(hashlib.sha256(content.encode()).hexdigest()[:8])
+        parts.append(short_hash("chat_template_kwargs", chat_template_kwargs))
     return "-".join(part for part in parts if part)
+
+
+def short_hash(name: str, *settings: object) -> str:
+    """First 8 hex digits of the settings' content hash.
+
+    Raises:
+        UsageError: they cannot be written as JSON; `name` is what the message calls them.
+    """
+    try:
+        return content_hash(*settings)[:8]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} cannot be written as JSON: {error}") from None
 
 
 def _counts(file: Path, root: Path) -> bool:

@@ -36,11 +36,11 @@ from urllib.parse import urlsplit
 
 from opengrm.engines.answers import Choice, read_answer
 from opengrm.engines.base import Completion, Request
+from opengrm.engines.fingerprint import short_hash
 from opengrm.engines.http import Settings, open_transport
 from opengrm.engines.pool import Endpoint, Failed, Misunderstood, Pool
 from opengrm.engines.refusals import Form
 from opengrm.errors import EngineError, UsageError
-from opengrm.items import content_hash
 
 GARBAGE_BOUND = 16
 REPEATS_BOUND = 16
@@ -107,7 +107,7 @@ class OpenAIEngine:
         if secret is not None and not (secret.isascii() and secret.isprintable() and " " not in secret):
             raise UsageError("the API key holds a character that cannot stand in an HTTP header")
         self._name = model
-        self._model = f"{model}+{_identity(extra, use_n)}" if extra or use_n else model
+        self._model = f"{model}+{short_hash('extra_body', extra, use_n)}" if extra or use_n else model
         self._urls = tuple(dict.fromkeys(_checked_url(url) for url in base_urls))
         self._settings = Settings(secret, timeout, connect_timeout, max_response_bytes)
         self._bounds = {"retries": retries, "start_bound": start_bound, "dead_after": dead_after}
@@ -213,13 +213,6 @@ class OpenAIEngine:
         else:
             for index in range(len(request.seeds)):
                 yield _Job(run, request, prefix, most, seeded, (index,))
-
-
-def _identity(extra_body: Mapping[str, Any], use_n: bool) -> str:
-    try:
-        return content_hash(extra_body, use_n)[:8]
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"extra_body cannot be written as JSON: {error}") from None
 
 
 def _checked_url(url: str) -> str:

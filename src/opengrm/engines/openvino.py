@@ -35,7 +35,7 @@ from opengrm.engines.fingerprint import fingerprint, identity
 from opengrm.engines.gguf import EXPORT_VERSION, export_gguf
 from opengrm.errors import EngineError, MissingExtra
 from opengrm.items import Message
-from opengrm.templates.base import ZERO_WIDTH
+from opengrm.templates.base import broken_up
 
 Precision = Literal["f16", "q8_0"]
 _CONTROL = 3  # GGUF's type of control tokens
@@ -330,6 +330,4 @@ class _GGUFChat:
         )
 
     def fence(self, text: str) -> str:
-        if self._pattern is None:
-            return text
-        return self._pattern.sub(lambda match: match.group()[0] + ZERO_WIDTH + match.group()[1:], text)
+        return text if self._pattern is None else broken_up(text, self._pattern)

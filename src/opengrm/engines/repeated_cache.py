@@ -23,7 +23,7 @@ from opengrm.errors import EngineError
 
 # Layers that an attention mask makes blind to padding. Others (recurrent states) see equal lengths only.
 _MASKED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-_PADDING = 0.5  # rows of a cohort are at least this share of its longest
+_PADDING = 0.5  # rows of a padded cohort are at least this share of its longest
 
 
 def forward_parameters(model: Any) -> frozenset[str]:
@@ -79,11 +79,14 @@ class _Cohort:
     def attention_only(self) -> bool:
         return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in self.cache.layers)
 
-    def takes(self, other: _Cohort) -> bool:
-        """Whether the two can be merged: caches of attention alone, like lengths, one side of `rope_turn`."""
+    def takes(self, other: _Cohort, share: float) -> bool:
+        """Whether the two can be merged: caches of attention alone, like lengths, one side of `rope_turn`.
+
+        Rows of like lengths are at least `share` of the longest; a share of 1 is for rows without any padding.
+        """
         longest = max(self.mask_RN.shape[1], other.mask_RN.shape[1])
         shortest = min(int(cohort.mask_RN.sum(dim=1).min()) for cohort in (self, other))
-        alike = shortest >= _PADDING * longest and self.last_position == other.last_position
+        alike = shortest >= share * longest and self.last_position == other.last_position
         return alike and self.attention_only and other.attention_only
 
     def merge(self, other: _Cohort) -> None:
@@ -188,7 +191,7 @@ class RepeatedCacheRows:
 
     def _join(self, new: _Cohort) -> None:
         for cohort in self.cohorts:
-            if cohort.takes(new):
+            if cohort.takes(new, self._padding):
                 cohort.merge(new)
                 return
         self.cohorts.append(new)

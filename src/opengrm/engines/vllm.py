@@ -18,10 +18,16 @@ from typing import Any
 from opengrm.engines.base import Completion, Request
 from opengrm.engines.chat import ChatTokenizer
 from opengrm.engines.checkpoints import check_folder, find_model, first_line
-from opengrm.engines.fingerprint import fingerprint, identity
+from opengrm.engines.fingerprint import fingerprint, identity, short_hash
 from opengrm.errors import EngineError, MissingExtra
 
 _IN_FLIGHT = 1024  # samples handed over at most; vLLM decodes as many of them together as its memory allows
+# Options that say where and how many at a time, and leave the text as it is; all others are part of the identity.
+_PLACEMENT = frozenset({
+    "cpu_offload_gb", "data_parallel_size", "disable_log_stats", "distributed_executor_backend", "download_dir",
+    "enable_prefix_caching", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens",
+    "max_num_seqs", "max_parallel_loading_workers", "pipeline_parallel_size", "swap_space", "tensor_parallel_size",
+})  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -42,9 +48,11 @@ class VLLMEngine:
         revision: branch, tag or commit of a hub id.
         chat_template_kwargs: variables of the chat template, e.g. {"enable_thinking": False}.
         options: further arguments of `vllm.LLM`, e.g. tensor_parallel_size=8, max_model_len=16384.
+            Those that can change a text are hashed into the identity.
 
     Raises:
         EngineError: the model cannot be found or loaded.
+        UsageError: options or variables that cannot be written as JSON.
         MissingExtra: vllm is not installed.
     """
 
@@ -63,6 +71,8 @@ class VLLMEngine:
             from vllm.sampling_params import RequestOutputKind
         except ImportError:
             raise MissingExtra("the vllm engine", "vllm") from None
+        decisive = {key: value for key, value in options.items() if key not in _PLACEMENT}
+        suffix = f"+{short_hash('engine options', decisive)}" if decisive else ""
         folder, name = find_model(model, revision=revision, code=trust_remote_code)
         check_folder(folder)
         self._params: Any = vllm.SamplingParams
@@ -72,22 +82,21 @@ class VLLMEngine:
                 model=str(folder),
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
-                enable_prefix_caching=True,
-                **options,
+                **{"enable_prefix_caching": True, **options},
             )
         except Exception as error:
             raise EngineError(f"{model}: vLLM cannot load this model: {first_line(error)}") from None
         self._chat = ChatTokenizer(self._llm.get_tokenizer(), chat_template_kwargs)
         config = self._llm.llm_engine.model_config
         self._context = int(config.max_model_len)
-        # A quantisation asked for here changes the numbers as a precision does.
-        effective = str(options.get("quantization") or str(config.dtype).removeprefix("torch."))
-        self._identity = identity(name, fingerprint(folder), effective, chat_template_kwargs)
+        # Its own word, as vLLM draws from other random streams than we do.
+        settings = f"vllm.{str(config.dtype).removeprefix('torch.')}{suffix}"
+        self._identity = identity(name, fingerprint(folder), settings, chat_template_kwargs)
         self._count = 0
 
     @property
     def model(self) -> str:
-        """Name and fingerprint of weights, tokenizer and configuration; precision; chat template variables' hash."""
+        """Name and fingerprint of the files; precision, with a hash of options; chat template variables' hash."""
         return self._identity
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:

@@ -88,5 +88,10 @@ def fence(text: str, *markers: re.Pattern[str]) -> str:
     comes back unchanged. A marker must not begin with a repeat: what is left behind the break may match again.
     """
     for pattern in (CONTROL, *markers):
-        text = pattern.sub(lambda match: match.group()[0] + ZERO_WIDTH + match.group()[1:], text)
+        text = broken_up(text, pattern)
     return text
+
+
+def broken_up(text: str, pattern: re.Pattern[str]) -> str:
+    """`text` with a zero-width space behind the first character of every match."""
+    return pattern.sub(lambda match: match.group()[0] + ZERO_WIDTH + match.group()[1:], text)

@@ -32,7 +32,7 @@ T = TypeVar("T")
 Rule = Callable[[str, int, float, float], Parsed]
 
 # Goes into every template's version: raise it whenever a rule may read a text differently.
-PARSER_VERSION = 2
+PARSER_VERSION = 3
 
 # Longest text of one score inside a box, with its wrapping; a longer box is not a list of scores.
 _SCORE_CHARS = 64
@@ -241,7 +241,10 @@ def first_line(text: str, n: int, low: float, high: float) -> Parsed:
 _LINE_HEADING = r"^[ \t>#*_`-]{0,16}(?:[0-9]{1,2}[.)][ \t]?)?[*_`]{0,4}(%s)[ \t*_`]{0,8}(?:[:：][ \t*_`]{0,8}|\r?$)"
 _HEADING = re.compile(_LINE_HEADING % "Specific Criteria|Analysis|Scores?", re.IGNORECASE | re.MULTILINE)
 _INLINE = re.compile(r"\b(Specific Criteria|Analysis|Scores?)(?:\*{2})?:")
-_SCORES = re.compile(_LINE_HEADING % "Scores?" + r"|\bScores?[ \t*_`]{0,8}[:：]", re.IGNORECASE | re.MULTILINE)
+# In the middle of a line only in front of a number: "the better score: it is exact" is a remark, no heading.
+_SCORES = re.compile(
+    _LINE_HEADING % "Scores?" + r"|\bScores?[ \t*_`]{0,8}[:：][\s*_`$\[(]{0,8}[+-]?\d", re.IGNORECASE | re.MULTILINE
+)
 _SCORES_LINE_CHARS = 200
 
 

@@ -27,7 +27,7 @@ _ALONE = replace(_PROBE.only(0), best=0)
 
 @lru_cache(maxsize=64)
 def text_version(template: Template, *parts: object, alone: bool = True) -> str:
-    """Twelve hex digits over the rendered text of fixed items, the parser's version, and `parts` of the family.
+    """Twelve hex digits over fixed items' rendered text, the range, the parser's version and `parts` of the family.
 
     Args:
         template: one form of a family; a plain value, so that equal ones are rendered once.
@@ -37,4 +37,4 @@ def text_version(template: Template, *parts: object, alone: bool = True) -> str:
     items = [_PROBE] * (not template.solo) + [_ALONE] * alone
     items += [replace(item, prompt=(Message("user", "U"),)) for item in items]
     texts = [[m.content for m in template.render(item, range(item.n))] for item in items]
-    return content_hash(texts, *parts, PARSER_VERSION)[:12]
+    return content_hash(texts, template.low, template.high, *parts, PARSER_VERSION)[:12]

@@ -33,8 +33,8 @@ TOPICS: tuple[str, ...] = (
     "rivers", "clocks", "paint", "wool", "dogs", "maps", "honey", "snow", "lamps", "boats", "apples", "trees",
     "birds", "shoes", "kites", "coffee", "cheese", "bridges", "glass", "horses", "markets", "coins", "drums", "roses",
 )  # fmt: skip
-# What a text that misses the topic is about instead: things that no query asks for, so that straying can be read in the
-# text alone. (Comparing two words is what a model of a million parameters did not learn, see docs/decisions.md.)
+# What a text that misses the topic is about instead: things that no query asks for, so that straying can be read in
+# the text alone. (Comparing two words is what a model of this size did not learn, see docs/decisions.md.)
 STRAYS: tuple[str, ...] = ("taxes", "traffic", "football", "weather", "politics", "gossip", "fashion", "money")
 POLITE = ("please", "kindly", "thanks", "grateful")
 RUDE = ("stupid", "lousy", "rotten", "dumb")

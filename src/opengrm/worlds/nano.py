@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import opengrm
+from opengrm.engines.checkpoints import nano_folder
 
 
 def nano_path() -> Path:
     """The folder of `opengrm-nano`: config, weights (float16; load as float32), tokenizer, chat template."""
-    return Path(opengrm.__file__).parent / "nano"
+    return nano_folder()
