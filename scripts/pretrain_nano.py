@@ -25,7 +25,7 @@ import torch
 import torch.distributed as distributed
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opengrm.items import Item
 from opengrm.templates.compact import Compact
@@ -61,13 +61,15 @@ def main() -> None:
     if "RANK" in os.environ:
         distributed.init_process_group("gloo")
     torch.manual_seed(args.seed)
-    tokenizer = make_tokenizer(args.vocab)
     steps = {"read": args.read_steps, "clean": args.clean_steps, "faulty": args.faulty_steps}
+    done = list(steps)[: list(steps).index(args.first)]
+    # Stages that are not repeated keep their tokenizer: one made of other transcripts would be another one.
+    tokenizer = AutoTokenizer.from_pretrained(args.output / done[-1]) if done else make_tokenizer(args.vocab)
     model = make_model(tokenizer, args)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}")
     before = None
     for stage in steps:
-        if stage in list(steps)[list(steps).index(args.first) :]:
+        if stage not in done:
             if before:
                 model = Qwen3ForCausalLM.from_pretrained(args.output / before, dtype=torch.float32)
             train(model, tokenizer, args, stage, steps[stage])

@@ -177,7 +177,7 @@ def test_sizes() -> None:
     ],
 )  # fmt: skip
 def test_arguments_out_of_range(arguments: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"expected|binary items"):
+    with pytest.raises(ValueError, match=r"expected|only single responses"):
         next(generate_items(1, **arguments))  # type: ignore[arg-type]
 
 

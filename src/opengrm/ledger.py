@@ -31,6 +31,8 @@ _SCHEMA = (
 )""",
     "CREATE INDEX by_item ON judgments (item)",
 )
+# Scores of meta RMs by a key over the meta RM and the text it read; ledgers made before there were any get the table.
+_METAS = "CREATE TABLE IF NOT EXISTS metas (key TEXT PRIMARY KEY, model TEXT NOT NULL, meta REAL NOT NULL)"
 _IN_ORDER = "ORDER BY item, model, template, temperature, sample, key"
 
 
@@ -98,6 +100,7 @@ class Ledger:
             raise UsageError(f"{self.path}: an SQLite file, but not a ledger of OpenGRM")
         if version != FORMAT:
             raise UsageError(f"{self.path}: ledger format {version}, this OpenGRM reads format {FORMAT}")
+        self._db.execute(_METAS)
 
     def _read(self, key: str, row: str) -> Judgment:
         try:
@@ -187,6 +190,35 @@ class Ledger:
         if copies:
             self.put_all(copies.values())
         return found
+
+    def metas(self, keys: Sequence[str]) -> dict[str, float]:
+        """The meta scores kept under these keys (see `judges/meta.py`)."""
+        found: dict[str, float] = {}
+        with self._explained():
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                query = f"SELECT key, meta FROM metas WHERE key IN ({','.join('?' * len(part))})"
+                found.update(self._db.execute(query, part).fetchall())
+        return found
+
+    def put_metas(self, metas: Mapping[str, float], model: str, judgments: Iterable[Judgment] = ()) -> None:
+        """Keep meta scores of `model` by key, and rewrite the rows of `judgments`, in one transaction.
+
+        A judgment that is not in this ledger is passed over.
+        """
+        with self._explained():
+            self._db.execute("BEGIN")
+            try:
+                rows = ((key, model, meta) for key, meta in metas.items())
+                self._db.executemany("INSERT OR REPLACE INTO metas VALUES (?,?,?)", rows)
+                updates = ((_encode(j.to_json()), j.key, j.item) for j in judgments if j.key is not None)
+                self._db.executemany(
+                    "UPDATE judgments SET row = ?1 WHERE key = ?2 AND item = ?3 AND row <> ?1", updates
+                )
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
 
     def judgments(self, item: str | None = None) -> Iterator[Judgment]:
         """All judgments, or those of one item, sorted by item, model, template, temperature, sample and key."""

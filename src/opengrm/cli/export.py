@@ -24,9 +24,10 @@ def gguf(
     ] = "f16",
 ) -> None:
     """Write a GGUF file for llama.cpp, OpenVINO and everything that reads it."""
+    from opengrm.engines.checkpoints import is_embedded
     from opengrm.engines.gguf import export_gguf
     from opengrm.worlds.nano import nano_path
 
-    folder = nano_path() if model == "nano" else Path(model)
+    folder = nano_path(model) if is_embedded(model) else Path(model)
     written = export_gguf(folder, output, dtype)
     typer.echo(f"{written} written, {written.stat().st_size / 2**20:,.1f} MiB", err=True)

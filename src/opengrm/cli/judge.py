@@ -18,6 +18,9 @@ from opengrm.cli.options import (
     REDUCE_HELP,
     BadRows,
     JsonOut,
+    KMeta,
+    MetaThreshold,
+    MetaWeights,
     OnBad,
     Orders,
     Reduce,
@@ -27,6 +30,7 @@ from opengrm.cli.options import (
     json_object,
     key_values,
     print_table,
+    voting_rule,
 )
 from opengrm.cli.progress import progress
 from opengrm.errors import BadRow, UsageError
@@ -35,11 +39,13 @@ if TYPE_CHECKING:
     from opengrm.engines.base import Engine
     from opengrm.items import Item, Message
     from opengrm.judges.grm import GRM
+    from opengrm.judges.meta import MetaRM
     from opengrm.judges.run import Summary
     from opengrm.judgments import Judgment
+    from opengrm.ledger import Ledger
     from opengrm.templates.base import Template
     from opengrm.verdicts import Verdict
-    from opengrm.voting import Reducer
+    from opengrm.voting.guided import Rule
 
 
 EngineName = Literal["transformers", "openai", "vllm", "openvino"]
@@ -173,7 +179,21 @@ def judge(
             rich_help_panel=SAMPLING,
         ),
     ] = "balanced",
-    reduce: Annotated[Reduce, typer.Option(help=REDUCE_HELP, rich_help_panel=SAMPLING)] = "sum",
+    reduce: Annotated[
+        Reduce | None,
+        typer.Option(help=REDUCE_HELP + " Default: sum; meta with --meta.", rich_help_panel=SAMPLING),
+    ] = None,
+    meta: Annotated[
+        str | None,
+        typer.Option(help="A meta RM, folder or hub id: scores every judgment.", rich_help_panel=SAMPLING),
+    ] = None,
+    meta_template: Annotated[
+        Literal["meta", "meta-compact"] | None,
+        typer.Option(help="What the meta RM reads. Default: what its config.json says.", rich_help_panel=SAMPLING),
+    ] = None,
+    k_meta: KMeta = None,
+    meta_threshold: MetaThreshold = None,
+    meta_weights: MetaWeights = False,
     on_bad: OnBad = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
     as_json: JsonOut = False,
@@ -188,11 +208,16 @@ def judge(
 
         opengrm judge items.jsonl -o v.jsonl --engine openai --base-url http://127.0.0.1:8000/v1 --model my-grm
 
+    Votes guided by a meta RM (opengrm train meta):
+
+        opengrm judge items.jsonl -o v.jsonl -k 8 --meta meta-rm/model
+
     One item by hand:
 
         opengrm judge --prompt "Name a prime." --response "7" --response "8"
     """
     from opengrm.engines.base import Sampling
+    from opengrm.engines.checkpoints import is_embedded
     from opengrm.jsonl import bare_name
     from opengrm.judges.grm import GRM
 
@@ -200,7 +225,10 @@ def judge(
         raise UsageError("give either a file of items, or one item by hand with --prompt and --response")
     if prompt is None and (response or reference or principle):
         raise UsageError("--response, --reference and --principle go with --prompt")
-    nano = model == "nano"
+    if reduce == "meta" and meta is None:
+        raise UsageError("--reduce meta needs --meta, the model that scores the judgments")
+    rule = voting_rule(reduce or ("sum" if meta is None else "meta"), k_meta, meta_threshold, meta_weights)
+    nano = is_embedded(model)
     shown = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
     chosen = _template(template, "compact" if nano else "grm", shown)
     engine_settings: dict[str, Any] = {
@@ -225,15 +253,23 @@ def judge(
             device=device, dtype=dtype, trust_remote_code=trust_remote_code, **engine_settings,
         )  # fmt: skip
 
+    def open_meta(kept: Ledger | None, stack: ExitStack) -> MetaRM | None:
+        if meta is None:
+            return None
+        from opengrm.judges.meta import open_meta_rm
+
+        return open_meta_rm(
+            meta, meta_template, kept, stack, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+
     if prompt is not None:
         if any((output, judgments, ledger, on_bad != "stop")):
             raise UsageError("--output, --judgments, --ledger and --on-bad go with a file of items, not with --prompt")
         item = _by_hand(prompt, response or [], reference, principle, chosen)
-        opened = open_engine()
-        try:
-            _judge_one(GRM(opened, chosen, sampling, orders), item, k, reduce, as_json)
-        finally:
-            opened.close()
+        with ExitStack() as stack:
+            opened = open_engine()
+            stack.callback(opened.close)
+            _judge_one(GRM(opened, chosen, sampling, orders), open_meta(None, stack), item, k, rule, as_json)
         return
 
     assert items is not None
@@ -272,7 +308,13 @@ def judge(
         grm = GRM(opened, chosen, sampling, orders, kept)
         usable = _usable(items, name, chosen, bad_rows("skip"))
         run = verdicts(
-            grm, usable, k, reduce=reduce, summary=summary, on_progress=lambda done, s: show(done, _note(s), s.new)
+            grm,
+            usable,
+            k,
+            reduce=rule,
+            meta=open_meta(kept, stack),
+            summary=summary,
+            on_progress=lambda done, s: show(done, _note(s), s.new),
         )
         try:
             for judged in run:
@@ -394,11 +436,11 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
     print("\n".join(lines), file=sys.stderr)
 
 
-def _judge_one(grm: GRM, item: Item, k: int, how: Reducer, as_json: bool) -> None:
+def _judge_one(grm: GRM, meta: MetaRM | None, item: Item, k: int, how: Rule, as_json: bool) -> None:
     """Judge one item and print everything."""
     from opengrm.judges.run import verdicts
 
-    ((_, judgments, verdict),) = verdicts(grm, [item], k, reduce=how)
+    ((_, judgments, verdict),) = verdicts(grm, [item], k, reduce=how, meta=meta)
     if as_json:
         row = {"verdict": verdict.to_json(), "judgments": [j.to_json() for j in judgments]}
         print(json.dumps(row, ensure_ascii=False))
@@ -406,10 +448,12 @@ def _judge_one(grm: GRM, item: Item, k: int, how: Reducer, as_json: bool) -> Non
         print_judgments(item, judgments, verdict, how=how, shown=k)
 
 
-def print_judgments(item: Item, judgments: Sequence[Judgment], verdict: Verdict, *, how: Reducer, shown: int) -> None:
+def print_judgments(item: Item, judgments: Sequence[Judgment], verdict: Verdict, *, how: Rule, shown: int) -> None:
     """Print the first judgments of an item and its verdict as a person wants to read them."""
     from rich.console import Console
     from rich.text import Text
+
+    from opengrm.voting.guided import rule_name
 
     console = Console(highlight=False)
     for judgment in judgments[:shown]:
@@ -423,13 +467,15 @@ def print_judgments(item: Item, judgments: Sequence[Judgment], verdict: Verdict,
             continue
         for name, value in (("principles", judgment.principles), ("critique", judgment.critique)):
             console.print(Text.assemble((f"{name}: ", "bold"), value or "-"))
+        if judgment.meta is not None:
+            console.print(Text.assemble(("meta score: ", "bold"), f"{judgment.meta:g}"))
         scores = ", ".join(f"response {i + 1}: {s:g}" for i, s in enumerate(judgment.scores or ()))
         console.print(Text.assemble(("scores: ", "bold"), scores))
     rows = [
         {
             "response": str(i + 1),
             "text": text if len(text) <= 60 else text[:57] + "...",
-            f"{how} of {verdict.valid} votes": "-" if verdict.scores is None else f"{verdict.scores[i]:g}",
+            f"{rule_name(how)} of {verdict.used} votes": "-" if verdict.scores is None else f"{verdict.scores[i]:g}",
             "rank": str(verdict.ranking.index(i) + 1) if verdict.ranking else "-",
         }
         for i, text in enumerate(item.responses)

@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 
 from opengrm import __version__
-from opengrm.cli import demo, export, judge, ledger, vote, world
+from opengrm.cli import demo, export, judge, ledger, spct, train, vote, world
 from opengrm.errors import OpenGRMError
 
 app = typer.Typer(
-    help="Generative reward models: judge responses, vote over judgments, and measure both.",
+    help="Generative reward models: judge responses, vote over judgments, train by SPCT.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,6 +28,8 @@ app.command(name="vote")(vote.vote)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(world.app, name="world")
 app.add_typer(export.app, name="export")
+app.add_typer(train.app, name="train")
+app.command(name="spct")(spct.spct)
 app.command(name="demo")(demo.demo)
 
 
@@ -43,7 +45,7 @@ def opengrm(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Generative reward models: judge responses, vote over judgments, and measure both."""
+    """Generative reward models: judge responses, vote over judgments, train by SPCT."""
 
 
 def main() -> None:

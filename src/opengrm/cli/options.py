@@ -6,22 +6,50 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from opengrm.errors import BadRow, UsageError
 
+if TYPE_CHECKING:
+    from opengrm.voting.guided import Rule
+
 # The library's own literals, repeated because importing them here would load NumPy for `--help`.
-Reduce = Literal["sum", "mean", "majority"]
+Reduce = Literal["sum", "mean", "majority", "meta"]
 Orders = Literal["balanced", "shuffle", "fixed"]
 Bad = Literal["stop", "skip"]
 REDUCE_HELP = (
     "How judgments become a verdict: sum (the paper's) or mean of the scores, or majority (each judgment votes for its"
-    " best response; of single responses: the most frequent score)."
+    " best response; of single responses: the most frequent score); meta: the sum of those that a meta RM trusts."
 )
 OnBad = Annotated[Bad, typer.Option("--on-bad", help="A malformed row: stop, or skip it and count.")]
 JsonOut = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+KMeta = Annotated[
+    int | None, typer.Option("--k-meta", min=1, help="With --reduce meta: how many judgments count. Default: k/2.")
+]
+MetaThreshold = Annotated[
+    float | None, typer.Option("--meta-threshold", help="With --reduce meta: least meta score (logit) that counts.")
+]
+MetaWeights = Annotated[
+    bool, typer.Option("--meta-weights", help="With --reduce meta: a judgment counts sigmoid(meta score).")
+]
+
+
+def voting_rule(reduce: Reduce, k_meta: int | None, threshold: float | None, weights: bool) -> Rule:
+    """The rule that the options name. Raises UsageError if they do not go together."""
+    if reduce != "meta":
+        if k_meta is not None or threshold is not None or weights:
+            raise UsageError("--k-meta, --meta-threshold and --meta-weights go with --reduce meta")
+        return reduce
+    from opengrm.voting.guided import Guide
+
+    try:
+        return Guide(k_meta, threshold, weights)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 class BadRows:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 PLAIN_EVERY = 30.0  # seconds between lines where standard error is not a terminal
@@ -57,6 +57,22 @@ def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Update]:
             bar.update(task, completed=done, rate=rate, left=left, note=note)
 
         yield update
+
+
+@contextmanager
+def growing(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """As `progress`, for work that tells how much there is with its first news: `show(done, total, note)`."""
+    with ExitStack() as stack:
+        opened: list[tuple[Update, int]] = []
+
+        def show(done: int, total: int, note: str = "") -> None:
+            if not opened:
+                # What was done before this run says nothing about its pace.
+                opened.append((stack.enter_context(progress(what, total, quiet=quiet)), max(done - 1, 0)))
+            update, before = opened[0]
+            update(done, note, done - before)
+
+        yield show
 
 
 def _plain(what: str, total: int) -> Update:

@@ -14,12 +14,16 @@ from opengrm.cli.options import (
     REDUCE_HELP,
     BadRows,
     JsonOut,
+    KMeta,
+    MetaThreshold,
+    MetaWeights,
     OnBad,
     Reduce,
     bad_rows,
     different_files,
     is_stream,
     print_table,
+    voting_rule,
 )
 from opengrm.errors import UsageError
 
@@ -41,6 +45,9 @@ def vote(
         str | None, typer.Option("-k", help="Numbers of votes, e.g. 1,2,4,8. Default: up to all recorded samples.")
     ] = None,
     reduce: Annotated[Reduce, typer.Option(help=REDUCE_HELP)] = "sum",
+    k_meta: KMeta = None,
+    meta_threshold: MetaThreshold = None,
+    meta_weights: MetaWeights = False,
     subsets: Annotated[
         Literal["auto", "all", "planned"],
         typer.Option(
@@ -68,6 +75,8 @@ def vote(
     order consistency.
 
     Example: opengrm vote judgments.jsonl --items items.jsonl -k 1,2,4,8
+
+    With meta scores (opengrm judge --meta) votes can be guided: opengrm vote run.ledger.db --reduce meta --k-meta 4
     """
     from opengrm.reading import read_items
     from opengrm.voting.revote import Labels, revote, verdicts
@@ -77,18 +86,19 @@ def vote(
     ins = {"JUDGMENTS": judgments, "--items": items}
     outs = {"--output": output, "--plot": plot}
     different_files({name: path for name, path in (ins | outs).items() if str(path) != "-"})
+    rule = voting_rule(reduce, k_meta, meta_threshold, meta_weights)
     ks = None if k is None else _numbers(k)
     skipped = bad_rows(on_bad)
     labels = None if items is None else Labels.of(read_items(items, skipped))
     with _judgments(judgments, skipped) as rows:
-        report = revote(rows, labels, ks=ks, how=reduce, subsets=subsets, pool=pool, on_bad=skipped)
+        report = revote(rows, labels, ks=ks, how=rule, subsets=subsets, pool=pool, on_bad=skipped)
     skipped.report()
     if not report.counts["judgments"]:
         raise UsageError(f"{judgments}: no judgments")
     if output is not None:
         from opengrm.jsonl import write_rows
 
-        write_rows(output, (v.to_json() for v in verdicts(report.recorded, reduce)))
+        write_rows(output, (v.to_json() for v in verdicts(report.recorded, rule)))
     if as_json:
         print(json.dumps({**report.to_json(), "skipped_rows": skipped.count}, ensure_ascii=False, allow_nan=False))
     else:
@@ -223,9 +233,10 @@ def _counts(report: Report, *, labelled: bool) -> str:
         ),
         ("unjudged_items", "items of ITEMS have no judgment."),
         ("duplicates", "judgments with the key of a later one were left out."),
+        ("without_meta", "valid judgments have no meta score and count only where others do not fill the places."),
         ("size_unknown", "items have only missing judgments and an unknown number of responses."),
     ):
-        if counts[name]:
+        if counts.get(name):
             said.append(f"{counts[name]:,} {text}")
     return " ".join(said)
 

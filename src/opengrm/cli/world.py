@@ -66,6 +66,28 @@ def generate(
 
 
 @app.command()
+def instructions(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the rows.")] = Path("-"),
+    count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many rows.")] = 1000,
+    split: SplitName = "train",
+    seed: Annotated[int, typer.Option(help="Another seed gives other rows.")] = 0,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task (name, check or write); may be given again.")
+    ] = None,
+) -> None:
+    """Write instruction rows {"prompt", "completion", "task"} for `opengrm train rft --instructions`."""
+    from opengrm.jsonl import write_rows
+    from opengrm.worlds.instructions import SHARES, generate_instructions
+
+    rows = generate_instructions(count, seed=seed, split=split, tasks=task or tuple(SHARES))
+    try:
+        written = write_rows(output, rows)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    typer.echo(f"{written:,} rows written to {output}", err=True)
+
+
+@app.command()
 def show(
     count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many items.")] = 3,
     responses: Responses = "2",

@@ -1,4 +1,4 @@
-"""Where a model lies: the embedded one, a folder, or a hub id; and whether it is one that we can load."""
+"""Where a model lies: an embedded one, a folder, or a hub id; and whether it is one that we can load."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from opengrm.errors import EngineError
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _UNWANTED = ("*/*", "consolidated*")  # the weights once more, in other formats: 2x the download, and never loaded
 
+# The trained judge of RubricWorld, the base it was trained from, and its meta RM.
+EMBEDDED = ("nano", "nano-base", "nano-meta")
+
 
 def find_model(model: str | Path, *, revision: str | None = None, code: bool = False) -> tuple[Path, str]:
     """The folder of a model, fetched from the hub where it must be, and its short name (with a hub id's commit).
 
     Args:
-        model: "nano", a folder, or a hub id such as "Qwen/Qwen3-8B".
+        model: the name of an embedded model, a folder, or a hub id such as "Qwen/Qwen3-8B".
         code: also fetch the checkpoint's Python files.
 
     Raises:
         EngineError: there is no such model here, and the hub cannot give it.
     """
-    path = nano_folder() if str(model) == "nano" else Path(model)
+    path = embedded_folder(str(model)) if is_embedded(model) else Path(model)
     if path.is_dir():
         return path, path.resolve().name
     text = str(model)
-    is_hub_id = text != "nano" and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
+    is_hub_id = not is_embedded(model) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
     if path.exists() or not is_hub_id:
         what = "is not a folder" if path.exists() else "no such model folder"
         raise EngineError(f"{path}: {what}; give 'nano', a checkpoint's folder or a hub id (owner/name)")
@@ -40,9 +43,14 @@ def find_model(model: str | Path, *, revision: str | None = None, code: bool = F
     return folder, f"{text}@{folder.name[:12]}"
 
 
-def nano_folder() -> Path:
-    """Where the embedded model lies inside the package."""
-    return Path(__file__).resolve().parents[1] / "nano"
+def is_embedded(model: str | Path) -> bool:
+    """Whether it is the name of a model inside the package."""
+    return str(model) in EMBEDDED
+
+
+def embedded_folder(name: str) -> Path:
+    """Where an embedded model lies inside the package."""
+    return Path(__file__).resolve().parents[1] / "embedded" / name
 
 
 def weight_files(folder: Path) -> list[Path]:

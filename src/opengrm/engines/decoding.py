@@ -54,6 +54,7 @@ class Sample:
         logprobs: one per new token, end token included, under the unscaled distribution; None unless asked for.
         seconds: from the job's admission to this sample's end.
         error: None, or why the sample failed: "too_long: ..." or "server: ...".
+        end_id: the end token that came; None where none did.
     """
 
     tag: int
@@ -63,6 +64,7 @@ class Sample:
     logprobs: tuple[float, ...] | None
     seconds: float
     error: str | None = None
+    end_id: int | None = None
 
 
 class Rows(Protocol):
@@ -311,5 +313,6 @@ class _Loop:
                     finish="error" if row.broken else "stop" if stopped else "length",
                     logprobs=tuple(row.logprobs) if row.sampling.logprobs else None,
                     seconds=time.perf_counter() - row.began,
+                    end_id=row.tokens[-1] if stopped else None,
                     error="server: the model gave numbers that are not finite" if row.broken else None,
                 )

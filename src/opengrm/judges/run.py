@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 from opengrm.items import Item
 from opengrm.judges.grm import GRM
+from opengrm.judges.meta import MetaRM
 from opengrm.judgments import Judgment
 from opengrm.verdicts import Verdict
-from opengrm.voting import Reducer, RunningShare, credit, vote
+from opengrm.voting import RunningShare, credit, vote
 from opengrm.voting.correctness import label_of
+from opengrm.voting.guided import Guide, Rule, guided_credit, guided_vote
 from opengrm.voting.reducers import single_credit
 
 OnProgress = Callable[[int, "Summary"], None]
@@ -88,7 +90,7 @@ class Summary:
     _ranked: _Accuracy = field(default_factory=_Accuracy)
     _singles: _Accuracy = field(default_factory=_Accuracy)
 
-    def add(self, judged: Judged, reduce: Reducer = "sum") -> None:
+    def add(self, judged: Judged, reduce: Rule = "sum") -> None:
         """Count one finished item, voted on by `reduce`."""
         item, judgments, verdict = judged
         self.items += 1
@@ -106,7 +108,10 @@ class Summary:
             self._ranked.add(earned, 1 / item.n, item.cluster)
             return
         votes = [j.scores for j in judgments if j.scores is not None]
-        earned = single_credit(votes, label, reduce) if votes else None
+        if isinstance(reduce, Guide):
+            earned = guided_credit(judgments, label, reduce)
+        else:
+            earned = single_credit(votes, label, reduce) if votes else None
         self._singles.open = self._singles.open or (bool(votes) and earned is None)
         self._singles.graded = self._singles.graded or label not in (0, 1)
         self._singles.add(earned, 0.5, item.cluster)
@@ -147,7 +152,8 @@ def verdicts(
     items: Iterable[Item],
     k: int,
     *,
-    reduce: Reducer = "sum",
+    reduce: Rule = "sum",
+    meta: MetaRM | None = None,
     summary: Summary | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[Judged, None, None]:
@@ -158,6 +164,7 @@ def verdicts(
         items: read lazily.
         k: judgments of each item.
         reduce: the vote.
+        meta: gives every judgment its meta score before the vote.
         summary: counts are added to it as items finish.
         on_progress: called with the number of judgments that are there (new or from the ledger) and the summary.
     """
@@ -174,9 +181,14 @@ def verdicts(
             on_progress(there, summary)
 
     with closing(judge.judge(items, k, on_judgment)) as run:
-        for item, judgments in run:
+        for item, judgments in run if meta is None else meta.score(run):
             there += len(judgments) - fresh.pop(item.id, 0)
-            judged = Judged(item, judgments, vote(item.id, judgments, item.n, reduce))
+            voted = (
+                guided_vote(item.id, judgments, item.n, reduce)
+                if isinstance(reduce, Guide)
+                else vote(item.id, judgments, item.n, reduce)
+            )
+            judged = Judged(item, judgments, voted)
             summary.add(judged, reduce)
             if on_progress is not None:
                 on_progress(there, summary)

@@ -1,14 +1,24 @@
-"""Pictures: accuracy against the number of votes, with intervals."""
+"""Pictures: accuracy against the number of votes, with intervals; a number of each training step.
+
+`plot_curves` writes a file; the functions that end in `_svg` give a picture to put into a page, in the page's own font
+and text colour.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from opengrm.errors import MissingExtra, UsageError
 
 Rows = Sequence[Mapping[str, Any]]
+_INK = "#010203"  # stands for the page's text colour until the picture is drawn
+_SMOOTHED = 20  # steps that are averaged: one in this many of all
 
 
 def plot_curves(
@@ -41,26 +51,14 @@ def plot_curves(
     drawn = {name: kept for name, rows in series.items() if (kept := [r for r in rows if r.get(metric)])}
     if not drawn:
         raise UsageError(f"there is no {metric} to draw: are there labels?")
-    share = metric not in ("pearson", "spearman")
-    unit = 100 if share else 1
+    unit = _unit(metric)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, rows in drawn.items():
-        k = [row["k"] for row in rows]
-        mean, low, high = ([unit * row[metric][part] for row in rows] for part in ("mean", "low", "high"))
-        (line,) = axes.plot(k, mean, marker="o", markersize=4, label=name)
-        axes.fill_between(k, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    _draw_votes(axes, drawn, metric)
     for name, level in (levels or {}).items():
         axes.axhline(unit * level["mean"], linestyle="--", linewidth=1, color="0.4")
         axes.annotate(name, (1, unit * level["mean"]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    ticks = sorted({row["k"] for rows in drawn.values() for row in rows})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(k) for k in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("votes k")
-    axes.set_ylabel(f"{metric} (%)" if share else metric)
-    axes.grid(alpha=0.3)
     if title:
         axes.set_title(title)
     if len(drawn) > 1:
@@ -72,3 +70,119 @@ def plot_curves(
     # No date and no library version in the file: the same numbers give the same bytes.
     figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix.lower() == ".png" else None)
     return path
+
+
+def votes_svg(
+    name: str,
+    series: Mapping[str, Rows],
+    *,
+    metric: str,
+    styles: Mapping[str, Mapping[str, Any]],
+    levels: Sequence[tuple[float, str]] = (),
+    alt: str = "",
+) -> str:
+    """The picture of `plot_curves` for a page.
+
+    Args:
+        name: sets the picture's ids apart from others' on the page.
+        series, metric: as in `plot_curves`; every row has its interval.
+        styles: matplotlib's properties of a line, by name.
+        levels: dotted horizontal lines, each a mean and a colour.
+        alt: what the picture shows, in words.
+    """
+    with _page_figure(5.0, 3.5) as figure:
+        axes = figure.add_subplot()
+        _draw_votes(axes, series, metric, styles)
+        for mean, colour in levels:
+            axes.axhline(_unit(metric) * mean, linestyle=":", linewidth=1.3, color=colour)
+        axes.grid(alpha=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower center", frameon=False, ncols=2)
+        return _svg(figure, name, alt)
+
+
+def steps_svg(
+    name: str, steps: Sequence[float], values: Sequence[float | None], *, colour: str, unit: float = 1, alt: str = ""
+) -> str:
+    """One number of a training run against its steps, for a page: faint as it was, and a moving average over it.
+
+    Args:
+        name, alt: as in `votes_svg`.
+        steps: where the values were measured, rising.
+        values: None where there is none.
+        colour: of the line.
+        unit: 100 draws shares in percent.
+    """
+    import numpy as np
+
+    there = [(step, unit * value) for step, value in zip(steps, values, strict=True) if value is not None]
+    x, y = np.array(there, dtype=np.float64).reshape(-1, 2).T
+    half = len(y) // _SMOOTHED // 2
+    with _page_figure(3.3, 2.0) as figure:
+        axes = figure.add_subplot()
+        if half:
+            axes.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
+            # Towards the ends the window narrows on both sides, so that a slope stays a slope.
+            reach = [min(half, i, len(y) - 1 - i) for i in range(len(y))]
+            smooth = [y[i - r : i + r + 1].mean() for i, r in enumerate(reach)]
+            axes.plot(x, smooth, color=colour, linewidth=1.8)
+        else:
+            axes.plot(x, y, color=colour, linewidth=1.5, marker="o", markersize=3 if len(y) < 20 else 0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.15)
+        axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.locator_params(axis="y", nbins=5)
+        axes.ticklabel_format(useOffset=False)
+        return _svg(figure, name, alt)
+
+
+def _unit(metric: str) -> int:
+    """100 for shares, which are drawn in percent."""
+    return 1 if metric in ("pearson", "spearman") else 100
+
+
+def _draw_votes(
+    axes: Any, drawn: Mapping[str, Rows], metric: str, styles: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """The lines, their bands, and the axes."""
+    unit = _unit(metric)
+    for name, rows in drawn.items():
+        k = [row["k"] for row in rows]
+        mean, low, high = ([unit * row[metric][part] for row in rows] for part in ("mean", "low", "high"))
+        (line,) = axes.plot(k, mean, marker="o", markersize=4, label=name, **(styles or {}).get(name, {}))
+        axes.fill_between(k, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    ticks = sorted({row["k"] for rows in drawn.values() for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("votes k")
+    axes.set_ylabel(f"{metric} (%)" if unit == 100 else metric)
+    axes.grid(alpha=0.3)
+
+
+@contextmanager
+def _page_figure(width: float, height: float) -> Iterator[Any]:
+    """A figure in inches whose text is text, in the page's colour and free of matplotlib's own markup."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("drawing a picture", "plots") from None
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    settings: dict[Any, Any] = dict.fromkeys(ink, _INK)
+    settings |= {"svg.fonttype": "none", "svg.hashsalt": "opengrm", "text.parse_math": False, "font.size": 9}
+    with matplotlib.rc_context(settings):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Any, name: str, alt: str) -> str:
+    """The figure as an <svg> element: nothing outside is referred to, and its ids are its own."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace("xlink:href=", "href=").replace(_INK, "currentColor")
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", text)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'( id="| href="#|url\(#)', rf"\g<1>{name}-", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from opengrm.voting.correctness import correct_rows, credit_rows
+from opengrm.voting.guided import Guide, Rule, guided_totals
 from opengrm.voting.intervals import share_interval
 from opengrm.voting.recorded import Block, Ints
-from opengrm.voting.reducers import Reducer
 from opengrm.voting.subsets import Subsets, all_subsets, planned_subsets, plans_of
 from opengrm.voting.totals import chunks, subset_totals
 
@@ -21,7 +21,7 @@ COLUMNS = ("credit", "strict", "decided", "tied", "parsed", "chance", "prompt_to
 
 
 def ranked_row(
-    blocks: Sequence[Block], labels: Mapping[str, float], k: int, how: Reducer, planned: bool,
+    blocks: Sequence[Block], labels: Mapping[str, float], k: int, how: Rule, planned: bool,
     clusters: Mapping[str, object], seed: int,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Accuracy of votes of k samples, averaged over subsets of each item's recorded samples.
@@ -118,12 +118,15 @@ def _subsets(block: Block, k: int, planned: bool, seed: int) -> list[tuple[Ints,
     return [(np.flatnonzero(plan_I == p), planned_subsets(plan, k, seed)) for p, plan in enumerate(plans)]
 
 
-def _columns(block: Block, best_I: Ints, chosen: Subsets, how: Reducer) -> dict[str, Floats]:
+def _columns(block: Block, best_I: Ints, chosen: Subsets, how: Rule) -> dict[str, Floats]:
     items, n = len(block.items), block.n
     columns = {name: np.zeros(items) for name in COLUMNS} | cost(block, chosen)
     columns["chance"][:] = 1 / n
-    for part in chunks(items, len(chosen.weights_R) * n):
-        totals_IRN, valid_IR = subset_totals(block.scores_IKN[part], chosen.masks_RK, how)
+    for part in chunks(items, len(chosen.weights_R) * (max(n, block.samples) if isinstance(how, Guide) else n)):
+        if isinstance(how, Guide):
+            totals_IRN, valid_IR, _ = guided_totals(block.scores_IKN[part], block.meta_IK[part], chosen.masks_RK, how)
+        else:
+            totals_IRN, valid_IR = subset_totals(block.scores_IKN[part], chosen.masks_RK, how)
         decided_IR = valid_IR > 0
         top_IRN = totals_IRN == totals_IRN.max(axis=2, keepdims=True)
         for name, value_IR in (

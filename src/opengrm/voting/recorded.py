@@ -8,6 +8,7 @@ to be), and within that in dense blocks of items with the same number of respons
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Block:
         order_IK: row of `orders_ON` that the sample was shown in; -1 where it is not known.
         orders_ON: the different orders, `orders_ON[o, p]` the response at position p.
         prompt_tokens_IK, completion_tokens_IK: cost; -1 where it is not known.
+        meta_IK: the meta RM's logit; NaN where there is none.
     """
 
     items: tuple[str, ...]
@@ -59,6 +61,7 @@ class Block:
     orders_ON: Ints
     prompt_tokens_IK: Ints
     completion_tokens_IK: Ints
+    meta_IK: Floats
 
     @property
     def n(self) -> int:
@@ -80,7 +83,7 @@ class Block:
         kept = np.arange(len(self.items))[keep_I]
         return Block(
             tuple(self.items[i] for i in kept), self.place_I[kept], self.scores_IKN[kept], self.order_IK[kept],
-            self.orders_ON, self.prompt_tokens_IK[kept], self.completion_tokens_IK[kept],
+            self.orders_ON, self.prompt_tokens_IK[kept], self.completion_tokens_IK[kept], self.meta_IK[kept],
         )  # fmt: skip
 
 
@@ -159,6 +162,7 @@ class _Table:
     offset_J: array[int] = field(default_factory=lambda: array("q"))
     prompt_tokens_J: array[int] = field(default_factory=lambda: array("q"))
     completion_tokens_J: array[int] = field(default_factory=lambda: array("q"))
+    meta_J: array[float] = field(default_factory=lambda: array("d"))
     scores: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, judgment: Judgment, size: int) -> None:
@@ -181,6 +185,7 @@ class _Table:
         self.offset_J.append(-1 if judgment.scores is None else len(self.scores))
         self.prompt_tokens_J.append(_known(judgment.prompt_tokens))
         self.completion_tokens_J.append(_known(judgment.completion_tokens))
+        self.meta_J.append(math.nan if judgment.meta is None else judgment.meta)
         self.scores.extend(judgment.scores or ())
 
     def recorded(self, source: Source, pool: bool) -> Recorded:
@@ -221,6 +226,7 @@ class _Table:
             orders_ON=np.array(list(own), dtype=np.int64).reshape(len(own), n),
             prompt_tokens_IK=np.asarray(self.prompt_tokens_J)[judgment_IK],
             completion_tokens_IK=np.asarray(self.completion_tokens_J)[judgment_IK],
+            meta_IK=np.asarray(self.meta_J)[judgment_IK],
         )
 
 

@@ -42,8 +42,20 @@ def vote(item: str, judgments: Iterable[Judgment], n: int | None = None, how: Re
         ValueError: `how` is not a rule.
     """
     asked = sorted(judgments, key=lambda j: j.sample)
+    return verdict_of(
+        item,
+        valid_scores(item, asked, n),
+        how,
+        asked=len(asked),
+        prompt_tokens=sum(j.prompt_tokens or 0 for j in asked),
+        completion_tokens=sum(j.completion_tokens or 0 for j in asked),
+    )
+
+
+def valid_scores(item: str, judgments: Iterable[Judgment], n: int | None = None) -> list[tuple[float, ...]]:
+    """The scores of the judgments that have them. Arguments and errors as for `vote`."""
     votes: list[tuple[float, ...]] = []
-    for judgment in asked:
+    for judgment in judgments:
         if judgment.scores is None:
             continue
         n = n or len(judgment.scores)
@@ -52,14 +64,7 @@ def vote(item: str, judgments: Iterable[Judgment], n: int | None = None, how: Re
                 f"item {item!r}, sample {judgment.sample}", f"{len(judgment.scores)} scores for {n} responses"
             )
         votes.append(judgment.scores)
-    return verdict_of(
-        item,
-        votes,
-        how,
-        asked=len(asked),
-        prompt_tokens=sum(j.prompt_tokens or 0 for j in asked),
-        completion_tokens=sum(j.completion_tokens or 0 for j in asked),
-    )
+    return votes
 
 
 def verdict_of(

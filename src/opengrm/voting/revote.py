@@ -20,9 +20,10 @@ from opengrm.verdicts import Verdict
 from opengrm.voting.agreement import agreement
 from opengrm.voting.bias import position_bias
 from opengrm.voting.correctness import label_of
+from opengrm.voting.guided import Guide, Rule, guided_verdict, rule_name
 from opengrm.voting.ranked import ranked_row
 from opengrm.voting.recorded import Block, OnBad, Recorded, Source, as_json, collect
-from opengrm.voting.reducers import Reducer, verdict_of
+from opengrm.voting.reducers import verdict_of
 from opengrm.voting.singles import single_row
 from opengrm.voting.subsets import SubsetKind, is_balanced
 
@@ -106,7 +107,7 @@ def revote(
     labels: Labels | None = None,
     *,
     ks: Sequence[int] | None = None,
-    how: Reducer = "sum",
+    how: Rule = "sum",
     subsets: SubsetKind = "auto",
     pool: bool = False,
     seed: int = 0,
@@ -118,7 +119,7 @@ def revote(
         judgments: streamed; memory holds a few numbers of each. Grouped by source (model, template, sampling).
         labels: the items' labels; None gives agreement and position statistics only.
         ks: numbers of votes; None takes 1..K up to K = 8 recorded samples, else powers of two and K.
-        how: the vote.
+        how: the vote; a `Guide` needs judgments with meta scores.
         subsets: `all`, `planned`, or `auto`: planned where every item's recorded orders are a balanced plan.
         pool: mix the judgments of all sources.
         seed: of random subsets and bootstrap.
@@ -126,13 +127,16 @@ def revote(
 
     Raises:
         BadRow: a judgment has another number of scores than its item has responses.
-        UsageError: a k below 1, planned subsets of judgments whose orders are not known, or a source in which two runs
-            are mixed (see `recorded.collect`).
+        UsageError: a k below 1, a guided vote without any meta score, planned subsets of judgments whose orders are
+            not known, or a source in which two runs are mixed (see `recorded.collect`).
     """
     if ks is not None and any(k < 1 for k in ks):
         raise UsageError(f"k is {min(ks)}, expected at least 1")
     labels = labels or Labels()
     recorded = collect(judgments, labels.sizes, pool=pool, on_bad=on_bad)
+    counts = _counts(recorded, labels)
+    if isinstance(how, Guide):
+        counts["without_meta"] = _without_meta(recorded)
     rows, positions, agreements, unmet = [], [], [], []
     for source in recorded:
         name = as_json(source.source)
@@ -152,12 +156,12 @@ def revote(
                     ranked_row(labelled, labels.labels, k, how, plan, labels.clusters, seed)
                 )  # fmt: skip
                 if row is not None:
-                    rows.append({**name, "group": group, "reduce": how, **row})
+                    rows.append({**name, "group": group, "reduce": rule_name(how), **row})
         positions += [{**name, **found} for found in position_bias(source.blocks, labels.clusters)]
-    return Report(rows, positions, agreements, _counts(recorded, labels), unmet, recorded)
+    return Report(rows, positions, agreements, counts, unmet, recorded)
 
 
-def verdicts(recorded: Sequence[Recorded], how: Reducer = "sum") -> Iterator[Verdict]:
+def verdicts(recorded: Sequence[Recorded], how: Rule = "sum") -> Iterator[Verdict]:
     """The verdict of each item over all of its recorded samples, by source, in order of first appearance.
 
     Where there are several sources, each verdict says whose it is (the known fields of `Source`).
@@ -169,15 +173,17 @@ def verdicts(recorded: Sequence[Recorded], how: Reducer = "sum") -> Iterator[Ver
         for _, b, i in sorted(places):
             block = source.blocks[b]
             votes = block.scores_IKN[i][valid[b][i]].tolist()
-            yield verdict_of(
-                block.items[i],
-                votes,
-                how,
-                asked=block.samples,
-                prompt_tokens=int(block.prompt_tokens_IK[i].clip(min=0).sum()),
-                completion_tokens=int(block.completion_tokens_IK[i].clip(min=0).sum()),
-                extra=dict(extra),
-            )
+            known: dict[str, Any] = {
+                "asked": block.samples,
+                "prompt_tokens": int(block.prompt_tokens_IK[i].clip(min=0).sum()),
+                "completion_tokens": int(block.completion_tokens_IK[i].clip(min=0).sum()),
+                "extra": dict(extra),
+            }
+            if isinstance(how, Guide):
+                metas = block.meta_IK[i][valid[b][i]].tolist()
+                yield guided_verdict(block.items[i], votes, metas, how, **known)
+            else:
+                yield verdict_of(block.items[i], votes, how, **known)
 
 
 def _resolve(subsets: SubsetKind, blocks: Sequence[Block]) -> bool:
@@ -218,6 +224,16 @@ def _counts(recorded: Sequence[Recorded], labels: Labels) -> dict[str, int]:
         "unjudged_items": len(labels.sizes.keys() - judged),
         "size_unknown": sum(len(b.items) for b in blocks if b.n == 0),
     }
+
+
+def _without_meta(recorded: Sequence[Recorded]) -> int:
+    """How many valid judgments have no meta score."""
+    blocks = [b for source in recorded for b in source.blocks]
+    valid = sum(int(b.valid_IK.sum()) for b in blocks)
+    without = sum(int((b.valid_IK & np.isnan(b.meta_IK)).sum()) for b in blocks)
+    if valid and without == valid:
+        raise UsageError("no judgment has a meta score: opengrm judge --meta gives them, or use another --reduce")
+    return without
 
 
 __all__ = ["GROUPS", "Labels", "Report", "Source", "revote", "verdicts"]

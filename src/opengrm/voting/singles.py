@@ -4,7 +4,8 @@ A total over valid votes is not comparable between items with different numbers 
 the mean over valid votes for `sum` as for `mean`. Accuracy is the share of items whose vote equals the label (DESIGN
 rule 1): of the most frequent score, a tie between values earning its expected credit (`reducers.single_credit`). An
 item without a verdict earns one half against 0/1 labels and nothing against others, which have no level of chance.
-With `sum` and `mean` accuracy is left out, but for 0/1 scores against 0/1 labels.
+With `sum` and `mean` accuracy is left out, but for 0/1 scores against 0/1 labels; guided votes are weighted means and
+decide as `mean` does.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from opengrm.voting.association import Statistic, bootstrap, pearson, roc_auc, roc_auc_at_chance, spearman
+from opengrm.voting.guided import Guide, Rule, guided_totals
 from opengrm.voting.ranked import COLUMNS, cluster_ids, cost, outcome
 from opengrm.voting.recorded import Block
-from opengrm.voting.reducers import Reducer
 from opengrm.voting.subsets import DRAWN, Subsets, all_subsets
 from opengrm.voting.totals import chunks, subset_modes, subset_totals
 
@@ -35,7 +36,7 @@ class _Votes(NamedTuple):
 
 
 def single_row(
-    blocks: Sequence[Block], rewards: Mapping[str, float], k: int, how: Reducer, clusters: Mapping[str, object],
+    blocks: Sequence[Block], rewards: Mapping[str, float], k: int, how: Rule, clusters: Mapping[str, object],
     seed: int,
 ) -> dict[str, Any] | None:  # fmt: skip
     """Figures of votes of k samples on single responses, averaged over all subsets of the recorded samples.
@@ -89,19 +90,27 @@ def single_row(
     }
 
 
-def _votes(block: Block, rewards_I: Floats, k: int, how: Reducer, decides: bool, chance: float, seed: int) -> _Votes:
+def _votes(block: Block, rewards_I: Floats, k: int, how: Rule, decides: bool, chance: float, seed: int) -> _Votes:
     items, chosen = len(block.items), all_subsets(block.samples, k, seed)
     columns = {name: np.zeros(items) for name in COLUMNS} | cost(block, chosen)
     columns["chance"][:] = chance
     value_IR = np.full((items, len(chosen.weights_R)), np.nan)
     for part in chunks(items, len(chosen.weights_R) * block.samples):
         scores_IKN = block.scores_IKN[part]
-        total_IRN, valid_IR = subset_totals(scores_IKN, chosen.masks_RK, "mean")
+        if isinstance(how, Guide):
+            total_IRN, valid_IR, _ = guided_totals(scores_IKN, block.meta_IK[part], chosen.masks_RK, how)
+        else:
+            total_IRN, valid_IR = subset_totals(scores_IKN, chosen.masks_RK, "mean")
         with np.errstate(invalid="ignore", divide="ignore"):
             value_IR[part] = np.where(valid_IR > 0, total_IRN[:, :, 0] / valid_IR, np.nan)
         columns["decided"][part] = (valid_IR > 0) @ chosen.weights_R
         if decides:
             mode_IR, credit_IR, tied_IR = subset_modes(scores_IKN[:, :, 0], chosen.masks_RK, rewards_I[part])
+            if isinstance(how, Guide):  # 0/1 scores: their weighted mean cut at 1/2
+                mean_IR = np.round(value_IR[part], 12)
+                tied_IR = mean_IR == 0.5
+                right_IR = (mean_IR > 0.5) == (rewards_I[part, None] > 0.5)
+                credit_IR = np.where(tied_IR, 0.5, right_IR) * (valid_IR > 0)
             columns["credit"][part] = credit_IR @ chosen.weights_R
             columns["strict"][part] = (credit_IR * ~tied_IR) @ chosen.weights_R
             columns["tied"][part] = tied_IR @ chosen.weights_R

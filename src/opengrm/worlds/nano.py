@@ -1,12 +1,15 @@
-"""Where the embedded model `opengrm-nano` lies: an ordinary Hugging Face checkpoint folder inside the package."""
+"""Where the embedded models lie: ordinary Hugging Face checkpoint folders inside the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from opengrm.engines.checkpoints import nano_folder
+from opengrm.engines.checkpoints import embedded_folder
 
 
-def nano_path() -> Path:
-    """The folder of `opengrm-nano`: config, weights (float16; load as float32), tokenizer, chat template."""
-    return nano_folder()
+def nano_path(name: str = "nano") -> Path:
+    """The folder of "nano" (the trained judge), "nano-base" or "nano-meta": config, weights, tokenizer, chat template.
+
+    The weights are float16; load them as float32.
+    """
+    return embedded_folder(name)

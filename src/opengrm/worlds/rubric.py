@@ -113,7 +113,7 @@ def generate_items(
         difficulty: 0 (rewards far apart, responses alike in what does not count) to 1 (the best response ahead by
             little, and responses that differ in everything that does not count).
         label_noise: share of items whose label is wrong; the truth stays in `source`.
-        binary: single responses only, `rewards` is 1.0 for a true reward of at least PASS_MARK, else 0.0.
+        binary: a single response's `rewards` is 1.0 for a true reward of at least PASS_MARK, else 0.0.
         principles: put the true criteria into `Item.principles` ("short 5").
         reference: put a response of full reward into `Item.reference`.
 
@@ -135,8 +135,8 @@ def generate_items(
     low, high = (1, 6) if isinstance(n, str) else (n, n) if isinstance(n, int) else n
     if not 1 <= low <= high <= 6:
         raise ValueError(f"n is {n!r}, expected 1 to 6 responses")
-    if binary and not (low == high == 1):
-        raise ValueError("binary items hold a single response: pass n=1")
+    if binary and low > 1:
+        raise ValueError("only single responses have a 0/1 label: pass n=1, a range from 1, or 'mixed'")
     for index in range(count):
         rng = random.Random(f"rubric world {seed} {split} {index}")
         size = rng.choice(_MIXED) if n == "mixed" else rng.randint(low, high)

@@ -1,0 +1,206 @@
+"""Evaluation of a run's models on held-out items, in the shape of the paper's Tables 2 and 3.
+
+For every model: greedy decoding (one judgment an item, in the first of its planned orders), k sampled judgments and
+their plain vote at k = 1, 2, 4, ..., and for the models that a meta RM guides the guided vote at the same k. Numbers
+come from `voting.revote`: at k < K they are means over subsets of the K recorded samples.
+
+Single responses are shown in the 0/1 form that training uses, and count as right where the vote equals the label; the
+paper rates them on 1..10 at test and reports ROC-AUC, which stands beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from opengrm.engines.base import Engine, Sampling
+from opengrm.errors import UsageError
+from opengrm.items import Item
+from opengrm.judges.grm import GRM
+from opengrm.judges.meta import Judged, MetaRM
+from opengrm.ledger import Ledger
+from opengrm.templates.compact import Compact
+from opengrm.templates.forms import Forms
+from opengrm.voting.guided import Guide, Rule
+from opengrm.voting.revote import Labels, revote
+from opengrm.worlds.process import measure, summarise
+
+Say = Callable[[str], None]
+RESULT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured.
+
+    Attributes:
+        k: samples of each item (paper: 32).
+        temperature: of the samples (paper: 0.5).
+        max_tokens: most new tokens of a judgment.
+        models: which of "base", "rft", "rl".
+        votes: models that get k samples; the others greedy ones only.
+        guided: models whose votes the meta RM guides.
+        k_meta: besides the default k/2, guided votes over all k samples with so many places (paper: 1, 8, 16).
+    """
+
+    k: int = 32
+    temperature: float = 0.5
+    max_tokens: int = 1024
+    models: tuple[str, ...] = ("base", "rft", "rl")
+    votes: tuple[str, ...] = ("base", "rft", "rl")
+    guided: tuple[str, ...] = ("rl",)
+    k_meta: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UsageError(f"k is {self.k}, expected at least 1")
+        for name in ("models", "votes", "guided"):
+            if unknown := set(getattr(self, name)) - {"base", "rft", "rl"}:
+                raise UsageError(f"evaluation {name}: {', '.join(sorted(unknown))}: expected base, rft or rl")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on one set: the rows of its votes, its process measures, and what it cost.
+
+    Attributes:
+        rows: one for each rule and k, see `ranked_row` and `single_row` for the figures.
+        process: process measures of the sampled judgments (RubricWorld in the compact form only).
+        judgments, tokens: how many were made or found in the ledger, prompt and completion tokens together.
+    """
+
+    rows: list[dict[str, Any]]
+    process: dict[str, Any] | None
+    judgments: int
+    tokens: int
+
+
+def evaluate(
+    models: Mapping[str, str],
+    sets: Mapping[str, Sequence[Item]],
+    open_engine: Callable[[str], Engine],
+    forms: Forms,
+    folder: Path,
+    settings: EvaluationSettings | None = None,
+    *,
+    open_meta: Callable[[Ledger, ExitStack], MetaRM] | None = None,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Judge every set with every model and vote.
+
+    Args:
+        models: name to checkpoint; "base", "rft", "rl".
+        sets: name to labelled items.
+        open_engine: opens a checkpoint.
+        forms: the prompt family.
+        folder: where the ledgers are kept, one for each model; what they hold is not judged again.
+        settings: what is measured.
+        open_meta: loads the meta RM for a ledger; None leaves guided votes out.
+        say: takes a line for each model and set.
+
+    Returns:
+        {"rows": [...], "process": [...], "world": whether all items are RubricWorld's, "seconds", "judgments",
+        "tokens"}; a row has model, set, how ("greedy", "sum", "meta", "meta top 8"), k, items, and figures.
+    """
+    settings = settings or EvaluationSettings()
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    process: list[dict[str, Any]] = []
+    judgments = tokens = 0
+    for model, checkpoint in models.items():
+        with ExitStack() as stack:
+            ledger = stack.enter_context(Ledger(folder / f"{model}.ledger.db"))
+            engine = open_engine(checkpoint)
+            stack.callback(engine.close)
+            k = settings.k if model in settings.votes else 0
+            meta = open_meta(ledger, stack) if open_meta is not None and k and model in settings.guided else None
+            for name, items in sets.items():
+                found = measure_set(items, engine, forms, ledger, settings, k, meta)
+                rows += [{"model": model, "set": name, **row} for row in found.rows]
+                if found.process is not None:
+                    process.append({"model": model, "set": name, **found.process})
+                judgments, tokens = judgments + found.judgments, tokens + found.tokens
+                say(f"{model} on {name}: {_line(found.rows)}")
+    return {
+        "rows": rows,
+        "process": process,
+        "world": all(i.source.get("world") == "rubric" for items in sets.values() for i in items),
+        "seconds": time.monotonic() - started,
+        "judgments": judgments,
+        "tokens": tokens,
+    }
+
+
+def measure_set(
+    items: Sequence[Item], engine: Engine, forms: Forms, ledger: Ledger, settings: EvaluationSettings, k: int,
+    meta: MetaRM | None = None,
+) -> Measured:  # fmt: skip
+    """One model on one set, see `evaluate`; `k` 0 measures greedy decoding only."""
+    sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    labels = Labels.of(items)
+    greedy = judge_all(items, engine, forms, replace(sampling, temperature=0.0), 1, ledger)
+    rows = _voted(greedy, labels, "sum", [1], "greedy")
+    sampled: list[Judged] = []
+    if k:
+        sampled = judge_all(items, engine, forms, sampling, k, ledger)
+        ks = sorted({2**e for e in range(k.bit_length()) if 2**e <= k} | {k})
+        rows += _voted(sampled, labels, "sum", ks)
+        if meta is not None:
+            sampled = list(meta.score(sampled))
+            rows += _voted(sampled, labels, Guide(), ks, "meta")
+            for places in settings.k_meta:
+                rows += _voted(sampled, labels, Guide(k_meta=places), [k], f"meta top {places}")
+    made = [j for _, judgments in [*greedy, *sampled] for j in judgments]
+    tokens = sum((j.prompt_tokens or 0) + (j.completion_tokens or 0) for j in made)
+    return Measured(rows, _process(sampled or greedy, forms), len(made), tokens)
+
+
+def judge_all(
+    items: Iterable[Item], engine: Engine, forms: Forms, sampling: Sampling, k: int, ledger: Ledger | None
+) -> list[Judged]:
+    """k judgments of each item, each in the form that shows it."""
+    every = list(items)
+    found: list[Judged] = []
+    for single in (False, True):
+        chosen = [item for item in every if (item.n == 1) == single]
+        if chosen:
+            found += GRM(engine, forms.single if single else forms.joint, sampling, ledger=ledger).judge(chosen, k)
+    return found
+
+
+def _voted(
+    judged: Iterable[Judged], labels: Labels, how: Rule, ks: Sequence[int], name: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows of one rule: of all items with n >= 2 together, and of single responses."""
+    report = revote((j for _, judgments in judged for j in judgments), labels, ks=ks, how=how)
+    # "all" is there beside pairs and lists where a set has both.
+    together = {row["group"] for row in report.rows} - {"singles"}
+    shown = {"singles", "all"} if "all" in together else {"singles", *together}
+    return [{**row, "how": name or row["reduce"]} for row in report.rows if row["group"] in shown]
+
+
+def _process(judged: Sequence[Judged], forms: Forms) -> dict[str, Any] | None:
+    """Process measures, where the items are RubricWorld's and the template is one that they can be read in."""
+    if not isinstance(forms.joint, Compact) or any(item.source.get("world") != "rubric" for item, _ in judged):
+        return None
+    found = [
+        measure(item, j.order or (), j.text or "", forms.of(item))  # type: ignore[arg-type]
+        for item, judgments in judged
+        for j in judgments
+    ]
+    return asdict(summarise(found))
+
+
+def _line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of one set for people: "greedy 71.1%, sum@1 65.0%, ..."."""
+    shown = []
+    for row in rows:
+        value = row.get("accuracy") or row.get("auc")
+        how = row["how"] if row["how"] == "greedy" else f"{row['how']}@{row['k']}"
+        shown.append(f"{how} {value['mean']:.1%}" if value else f"{how} -")
+    return ", ".join(shown)

@@ -1,0 +1,529 @@
+"""The whole of SPCT in a row, from one TOML file: base -> RFT -> RL -> meta RM -> evaluation.
+
+    run(read_config("recipes/rubric-world.toml"), Path("runs/rubric-world"))
+
+Seven stages, each of which leaves its result in the run's folder, is done once, and goes on where it was killed:
+
+    data      data/*.jsonl                     items of RubricWorld, where the file asks for them
+    collect   rft/kept.jsonl, collect.json     trajectories of the base, kept or dropped (`rft.py`)
+    tune      rft/model/                       rejective fine-tuning
+    rl        rl/                              GRPO from the RFT model (`rl.py`)
+    fresh     meta/fresh.ledger.db             judgments of the trained GRM for the meta RM
+    meta      meta/model/                      the meta RM (`meta_rm.py`)
+    evaluate  evaluation.json                  every model on the held-out items (`evaluation.py`)
+
+`spct.json` holds the configuration and how long each stage took. A stage with a `[launch]` line runs as a command of
+its own behind that launcher, e.g. `accelerate launch --config_file fsdp2.yaml`: in each of its processes it is the
+same function on the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from opengrm.engines import Engine, EngineKind, Sampling, open_engine
+from opengrm.engines.checkpoints import find_model
+from opengrm.errors import MissingExtra, UsageError
+from opengrm.items import Item, content_hash
+from opengrm.jsonl import write_rows
+from opengrm.judgments import Judgment
+from opengrm.ledger import Ledger
+from opengrm.reading import read_items
+from opengrm.templates import get_template
+from opengrm.templates.forms import Forms, forms_of
+from opengrm.training import evaluation, rft, rl
+from opengrm.training.evaluation import EvaluationSettings
+from opengrm.training.meta_rm import MetaSettings
+from opengrm.training.sft import SFTSettings
+from opengrm.training.stage import read_json, write_json
+from opengrm.training.trajectories import CollectSettings
+from opengrm.voting.orders import OrderKind
+
+Stage = Literal["data", "collect", "tune", "rl", "fresh", "meta", "evaluate"]
+STAGES: tuple[Stage, ...] = ("data", "collect", "tune", "rl", "fresh", "meta", "evaluate")
+LAUNCHED = ("tune", "rl", "meta")  # stages that run in several processes
+RUN = "spct.json"
+Say = Callable[[str], None]
+_STRICT: dict[str, Any] = {"extra": "forbid"}  # an unknown key in the file is an error
+
+
+@dataclass(frozen=True)
+class World:
+    """Items of RubricWorld instead of a file; see `worlds.rubric.generate_items`.
+
+    Attributes:
+        count, responses, split, seed, difficulty, label_noise: as there. A run's seed is added (times 1,000) to the
+            seeds of what it trains on, so that runs differ in their data as well; not to those of held-out items.
+    """
+
+    count: int
+    responses: int | str = 2
+    split: Literal["train", "dev", "test"] = "train"
+    seed: int = 0
+    difficulty: float = 0.5
+    label_noise: float = 0.0
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Instruction rows of RubricWorld instead of a file; see `worlds.instructions`."""
+
+    count: int
+    tasks: tuple[str, ...] = ("name", "check", "write")
+    seed: int = 0
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the stages read: files as in docs/formats.md, or RubricWorld.
+
+    Attributes:
+        rft, rl: labelled items to train on (the meta RM's come from `rft`).
+        test: held-out items, by the name that the results give them.
+        instructions: general instruction rows {"prompt", "completion"}; None mixes nothing in.
+        allow_overlap: go on although a held-out conversation is also trained on.
+    """
+
+    rft: str | World
+    rl: str | World
+    test: dict[str, str | World]
+    instructions: str | Tasks | None = None
+    allow_overlap: bool = False
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What samples outside of RL: trajectories, the too-easy filter, fresh judgments, the evaluation.
+
+    Attributes:
+        kind: "transformers", "vllm" or "openvino"; each opens the checkpoint at hand in this process.
+        batch, device, dtype, options: as for `engines.open_engine`.
+    """
+
+    kind: EngineKind = "transformers"
+    batch: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    __pydantic_config__ = _STRICT
+
+    def open(self, model: str) -> Engine:
+        """The engine of one checkpoint."""
+        return open_engine(
+            self.kind, model, batch=self.batch, device=self.device, dtype=self.dtype, engine_options=self.options
+        )
+
+
+@dataclass(frozen=True)
+class RFT:
+    """Rejective fine-tuning: what is sampled and kept, the mix, the fine-tuning.
+
+    Attributes:
+        sampler: the model that is sampled; None is the base (the paper's was larger).
+        n_rft, non_hinted, hinted, orders: see `CollectSettings`.
+        temperature, top_p, max_tokens: of the trajectories.
+        instruction_share: of the training set (paper: 0.852); not used without instructions.
+        sft: see `SFTSettings`.
+    """
+
+    sampler: str | None = None
+    n_rft: int = 3
+    non_hinted: bool = True
+    hinted: bool = True
+    orders: OrderKind = "balanced"
+    temperature: float = 0.5
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    instruction_share: float = rft.INSTRUCTION_SHARE
+    sft: SFTSettings = field(default_factory=SFTSettings)
+
+    __pydantic_config__ = _STRICT
+
+    @property
+    def collect(self) -> CollectSettings:
+        """The settings of the first half."""
+        sampling = Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
+        return CollectSettings(self.n_rft, self.non_hinted, self.hinted, sampling, self.orders)
+
+
+@dataclass(frozen=True)
+class RL:
+    """RL: the trainer's settings and the too-easy filter.
+
+    Attributes:
+        reference: judges every item three times, and drops it if all are right: "base", "rft", a folder or a hub id
+            (paper: DeepSeek-V2-Lite-Chat); None drops none.
+        reference_temperature: of its judgments.
+        grpo: see `rl.Settings`.
+    """
+
+    reference: str | None = None
+    reference_temperature: float = 0.5
+    grpo: rl.Settings = field(default_factory=rl.Settings)
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The meta RM.
+
+    Attributes:
+        base: what it starts from: "base" (the paper's), "rft", "rl", a folder or a hub id.
+        fresh: judgments of the trained GRM for each item of the RFT stage (paper: 3), at the RFT stage's sampling.
+        template: what it reads, "meta" or "meta-compact"; None goes by the judgments' template.
+        train: see `MetaSettings`.
+    """
+
+    base: str = "base"
+    fresh: int = 3
+    template: str | None = None
+    train: MetaSettings = field(default_factory=MetaSettings)
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Attributes:
+        base: "nano-base", a folder, or a hub id.
+        data: what is read.
+        template: prompt family, a joint form ("grm", "compact", "compact+no-principles", or a user's file).
+        seed: of training, and of generated training data.
+        engine, rft, rl, meta, evaluation: the stages.
+        launch: stage name to launcher command, for "tune", "rl" and "meta".
+    """
+
+    base: str
+    data: Data
+    template: str = "grm"
+    seed: int = 0
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    rft: RFT = field(default_factory=RFT)
+    rl: RL = field(default_factory=RL)
+    meta: Meta = field(default_factory=Meta)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    launch: dict[str, str] = field(default_factory=dict)
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.launch) - set(LAUNCHED)):
+            raise UsageError(f"launch {', '.join(unknown)}: expected {', '.join(LAUNCHED)}")
+        if not self.data.test:
+            raise UsageError("data.test is empty: name at least one held-out set")
+
+
+def read_config(path: str | Path, *, seed: int | None = None) -> Config:
+    """Read a TOML file; a relative path of data in it is meant from the file's folder.
+
+    Args:
+        path: the file.
+        seed: instead of the file's.
+
+    Raises:
+        UsageError: it cannot be read, a key is unknown, or a value is not what it has to be; with its place.
+        MissingExtra: pydantic, which checks it, is not installed.
+    """
+    try:
+        from pydantic import TypeAdapter, ValidationError
+    except ImportError:
+        raise MissingExtra("reading a run's configuration", "train") from None
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    try:
+        config = TypeAdapter(Config).validate_python(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # A union's branches are named in brackets or as types: the key is what a person can find in the file.
+        place = ".".join(str(p) for p in first["loc"] if str(p).isidentifier() and not str(p)[0].isupper())
+        raise UsageError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+    except (UsageError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    config = _from_folder(config, path.parent)
+    return config if seed is None else replace(config, seed=seed)
+
+
+def _from_folder(config: Config, folder: Path) -> Config:
+    def found(source: Any) -> Any:
+        return str(folder / source) if isinstance(source, str) else source
+
+    data = config.data
+    return replace(
+        config,
+        data=replace(
+            data, rft=found(data.rft), rl=found(data.rl), instructions=found(data.instructions),
+            test={name: found(source) for name, source in data.test.items()},
+        ),
+    )  # fmt: skip
+
+
+def run(
+    config: Config, folder: Path, *, stages: Sequence[Stage] = STAGES, about: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (), say: Say = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Path:  # fmt: skip
+    """Run the stages that are not done yet; the same call goes on where a killed one stopped.
+
+    Args:
+        config: what to do.
+        folder: the run's folder.
+        stages: which of them.
+        about: kept in spct.json beside the configuration (versions, machine, commit).
+        command: how this program runs one stage of this run, without "--stage NAME": for stages with a launcher.
+        say: takes the lines that tell how it goes.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: the folder holds a run with another configuration, the data cannot be used, or held-out
+            conversations are trained on.
+        EngineError, BadRow: from the stages.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    launched = "RANK" in os.environ  # one of several processes of one stage: the first run wrote the file
+    record = _begin(config, folder, about or {}, write=not launched)
+    for stage in stages:
+        done: dict[str, Any] = record["stages"]
+        if stage in done:
+            say(f"{stage}: done already")
+            continue
+        started = time.monotonic()
+        say(f"{stage} ...")
+        if stage in config.launch and not launched:
+            words = shlex.split(config.launch[stage])
+            if subprocess.run([*words, *command, "--stage", stage]).returncode:
+                raise UsageError(f"{stage}: its launcher ended with an error, see above: {config.launch[stage]}")
+        else:
+            _DO[stage](config, folder, say)
+        if not launched:
+            done[stage] = {"seconds": round(time.monotonic() - started, 1)}
+            write_json(folder / RUN, record)
+            say(f"{stage}: {done[stage]['seconds']:,.0f} s")
+    return folder
+
+
+def _begin(config: Config, folder: Path, about: Mapping[str, Any], *, write: bool) -> dict[str, Any]:
+    asked = {key: value for key, value in asdict(config).items() if key != "launch"}
+    asked = _plain(asked)
+    record = read_json(folder / RUN)
+    if record is None:
+        record = {"config": asked, **about, "stages": {}}
+        if write:
+            write_json(folder / RUN, record)
+    elif record["config"] != asked:
+        other = sorted(_differing(record["config"], asked))
+        raise UsageError(
+            f"{folder}: holds a run with another configuration ({', '.join(other)}): choose another folder"
+        )
+    return record
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _differing(one: Any, other: Any, place: str = "") -> Iterator[str]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in {**one, **other}:
+            yield from _differing(one.get(key), other.get(key), f"{place}.{key}" if place else key)
+    elif one != other:
+        yield f"{place} {one!r}, now {other!r}"
+
+
+# --- the stages -------------------------------------------------------------------------------------------------
+
+
+def _data(config: Config, folder: Path, say: Say) -> None:
+    """Write what RubricWorld gives, and see that nothing held out is trained on."""
+    from opengrm.worlds.instructions import generate_instructions
+    from opengrm.worlds.rubric import generate_items
+
+    (folder / "data").mkdir(exist_ok=True)
+    trained: set[str] = set()
+    for name, source in (("rft", config.data.rft), ("rl", config.data.rl), *config.data.test.items()):
+        held_out = name in config.data.test and source is config.data.test[name]
+        path = _items_path(config, folder, name)
+        if isinstance(source, World):
+            responses: Any = source.responses
+            if isinstance(responses, str) and "-" in responses:
+                low, high = responses.split("-", 1)
+                responses = (int(low), int(high))
+            items = generate_items(
+                source.count, seed=source.seed + (0 if held_out else 1000 * config.seed), split=source.split,
+                n=responses, difficulty=source.difficulty, label_noise=source.label_noise,
+                binary=responses == "mixed" or (1 in responses if isinstance(responses, tuple) else responses == 1),
+            )  # fmt: skip
+            write_rows(path, (item.to_json() for item in items))
+        prompts = {_conversation(item) for item in read_items(path)}
+        if held_out and not config.data.allow_overlap and (shared := len(prompts & trained)):
+            raise UsageError(
+                f"{path}: {shared:,} of {len(prompts):,} held-out conversations are also trained on; leave them out,"
+                " or set data.allow_overlap"
+            )
+        if not held_out:
+            trained |= prompts
+        say(f"{name}: {path}")
+    tasks = config.data.instructions
+    if isinstance(tasks, Tasks):
+        rows = generate_instructions(tasks.count, seed=tasks.seed + 1000 * config.seed, tasks=tasks.tasks)
+        write_rows(folder / "data" / "instructions.jsonl", rows)
+
+
+def _conversation(item: Item) -> str:
+    """A hash of the conversation, whatever its case and spacing."""
+    return content_hash([[m.role, " ".join(m.content.casefold().split())] for m in item.prompt])
+
+
+def _collect(config: Config, folder: Path, say: Say) -> None:
+    told = _Pace(say)
+    sampler = config.rft.sampler or config.base
+    rft.collect_stage(
+        _items_path(config, folder, "rft"), folder / "rft", sampler, lambda: config.engine.open(sampler),
+        _forms(config), config.rft.collect,
+        on_progress=lambda there, planned, kept: told(f"{there:,} of {planned:,} judgments, {kept:,} kept"),
+    )  # fmt: skip
+
+
+def _tune(config: Config, folder: Path, say: Say) -> None:
+    told = _Pace(say)
+    instructions = config.data.instructions
+    path = folder / "data" / "instructions.jsonl" if isinstance(instructions, Tasks) else instructions
+    settings = replace(config.rft.sft, seed=config.rft.sft.seed + config.seed)
+    rft.tune_stage(
+        config.base, folder / "rft", None if path is None else Path(path), settings,
+        share=config.rft.instruction_share,
+        on_step=lambda step, last: told(f"step {step}/{settings.steps}  loss {last.get('loss', float('nan')):.3f}"),
+    )  # fmt: skip
+
+
+def _rl(config: Config, folder: Path, say: Say) -> None:
+    reference = None
+    if config.rl.reference is not None:
+        model = _checkpoint(config, folder, config.rl.reference)
+        sampling = Sampling(temperature=config.rl.reference_temperature, max_tokens=config.rl.grpo.max_tokens)
+        reference = rl.Reference(lambda: config.engine.open(model), sampling, folder / "rl" / "reference.ledger.db")
+    rl.train(
+        list(read_items(_items_path(config, folder, "rl"))), _checkpoint(config, folder, "rft"), folder / "rl",
+        replace(config.rl.grpo, seed=config.rl.grpo.seed + config.seed), template=get_template(config.template),
+        reference=reference, say=say,
+    )  # fmt: skip
+
+
+def _fresh(config: Config, folder: Path, say: Say) -> None:
+    if not config.meta.fresh:
+        return
+    items = list(read_items(_items_path(config, folder, "rft")))
+    engine = config.engine.open(_checkpoint(config, folder, "rl"))
+    (folder / "meta").mkdir(exist_ok=True)
+    try:
+        with Ledger(folder / "meta" / "fresh.ledger.db") as ledger:
+            sampling = config.rft.collect.sampling
+            judged = evaluation.judge_all(items, engine, _forms(config), sampling, config.meta.fresh, ledger)
+            say(f"{sum(len(judgments) for _, judgments in judged):,} fresh judgments")
+    finally:
+        engine.close()
+
+
+def _meta(config: Config, folder: Path, say: Say) -> None:
+    from opengrm.templates.meta import MetaTemplate, default_meta_template
+    from opengrm.training.meta_rm import train_meta
+
+    told = _Pace(say)
+    named = config.meta.template
+    template = MetaTemplate(named) if named else default_meta_template(_forms(config).joint.name)
+    ledgers = [folder / "rft" / rft.LEDGER, folder / "meta" / "fresh.ledger.db"]
+
+    def judgments() -> Iterator[Judgment]:
+        for path in ledgers:
+            if path.exists():
+                with Ledger(path, create=False) as ledger:
+                    yield from ledger.judgments()
+
+    items = {item.id: item for item in read_items(_items_path(config, folder, "rft"))}
+    train_meta(
+        judgments(), items, _checkpoint(config, folder, config.meta.base), folder / "meta", template,
+        replace(config.meta.train, seed=config.meta.train.seed + config.seed),
+        on_progress=lambda done, steps, note: told(f"step {done}/{steps}  {note}"),
+    )  # fmt: skip
+
+
+def _evaluate(config: Config, folder: Path, say: Say) -> None:
+    sets = {name: list(read_items(_items_path(config, folder, name))) for name in config.data.test}
+    models = {name: _checkpoint(config, folder, name) for name in config.evaluation.models}
+    meta_rm = folder / "meta" / "model"
+
+    def open_meta(ledger: Ledger, stack: ExitStack) -> Any:
+        from opengrm.judges.meta import open_meta_rm
+
+        return open_meta_rm(str(meta_rm), None, ledger, stack)
+
+    found = evaluation.evaluate(
+        models, sets, config.engine.open, _forms(config), folder / "evaluation", config.evaluation,
+        open_meta=open_meta if meta_rm.exists() else None, say=say,
+    )  # fmt: skip
+    write_json(folder / evaluation.RESULT, found)
+
+
+_DO: dict[str, Callable[[Config, Path, Say], None]] = {
+    "data": _data, "collect": _collect, "tune": _tune, "rl": _rl, "fresh": _fresh, "meta": _meta,
+    "evaluate": _evaluate,
+}  # fmt: skip
+
+
+def _items_path(config: Config, folder: Path, name: str) -> Path:
+    """The file of the items "rft", "rl" or of a held-out set."""
+    sources = {**config.data.test, "rft": config.data.rft, "rl": config.data.rl}
+    source = sources[name]
+    return Path(source) if isinstance(source, str) else folder / "data" / f"{name}.jsonl"
+
+
+def _forms(config: Config) -> Forms:
+    return forms_of(get_template(config.template))
+
+
+def _checkpoint(config: Config, folder: Path, name: str) -> str:
+    """The folder of "base", "rft" or "rl"; any other name is a model's own."""
+    if name == "base":
+        find_model(config.base)
+        return config.base
+    return str({"rft": folder / "rft" / "model", "rl": folder / "rl"}.get(name, name))
+
+
+class _Pace:
+    """Lets a line through every few seconds."""
+
+    def __init__(self, say: Say, seconds: float = 20.0) -> None:
+        self._say, self._seconds, self._last = say, seconds, time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            self._say(line)

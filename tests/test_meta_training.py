@@ -1,0 +1,250 @@
+"""The meta RM's training: which judgments it learns from, the loss by hand, the folder it writes, and going on."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from tiny_models import build_checkpoint  # noqa: E402
+
+from opengrm.engines.classifier import Classifier  # noqa: E402
+from opengrm.errors import UsageError  # noqa: E402
+from opengrm.items import Item, Message  # noqa: E402
+from opengrm.judgments import Judgment  # noqa: E402
+from opengrm.reading import write_items, write_judgments  # noqa: E402
+from opengrm.templates.meta import MetaTemplate  # noqa: E402
+from opengrm.training.meta_rm import (  # noqa: E402
+    MetaSettings,
+    bce_with_logits,
+    example_from_json,
+    examples,
+    last_checkpoint,
+    train_meta,
+)  # fmt: skip
+
+TEMPLATE = MetaTemplate("meta-compact")
+
+
+def judgment(item: str, scores: tuple[float, ...] | None, **values: Any) -> Judgment:
+    known = {"text": "T", "order": None if scores is None else tuple(range(len(scores))), "template": "compact@1"}
+    return Judgment(item, scores, None if scores else "unparsable: no box", **{**known, **values})
+
+
+def data(count: int = 60) -> tuple[list[Judgment], dict[str, Item]]:
+    """Judgments whose text says whether they are right."""
+    items = {f"q{i}": Item((Message("user", f"Query {i}"),), ("a", "b"), best=i % 2, id=f"q{i}") for i in range(count)}
+    judgments = []
+    for i, (name, item) in enumerate(items.items()):
+        assert item.best is not None
+        for sample in range(2):
+            right = (i + sample) % 2 == 0
+            scores = (9.0, 1.0) if (item.best == 0) == right else (1.0, 9.0)
+            judgments.append(
+                judgment(name, scores, sample=sample, key=f"{name}-{sample}", text="yes" if right else "no")
+            )
+    return judgments, items
+
+
+def test_which_judgments_are_learned_from_and_their_labels() -> None:
+    pair = Item((Message("user", "Q"),), ("a", "b"), best=1, id="pair")
+    single = Item((Message("user", "Q"),), ("a",), rewards=(1.0,), id="single")
+    bare = Item((Message("user", "Q"),), ("a", "b"), id="bare")
+    items = {item.id: item for item in (pair, single, bare)}
+    judgments = [
+        judgment("pair", (3.0, 7.0), key="1"),  # right
+        judgment("pair", (7.0, 3.0), key="2"),  # wrong
+        judgment("pair", (5.0, 5.0), key="3"),  # a tie is wrong
+        judgment("single", (1.0,), key="4"),  # right
+        judgment("single", (0.0,), key="5"),  # wrong
+        judgment("pair", (3.0, 7.0), key="1"),
+        judgment("pair", None, key="6"),
+        judgment("pair", (3.0, 7.0), key="7", template="compact+hint@1"),
+        judgment("bare", (3.0, 7.0), key="8"),
+        judgment("gone", (3.0, 7.0), key="9"),
+        judgment("pair", (3.0, 7.0, 1.0), key="10"),
+        judgment("pair", (3.0, 7.0), key="11", text=None),
+        judgment("pair", (3.0, 7.0), key="12", order=None),
+    ]
+    left_out: Counter[str] = Counter()
+    found = list(examples(judgments, items, TEMPLATE, left_out))
+    assert [(e.key, e.label) for e in found] == [("1", 1), ("2", 0), ("3", 0), ("4", 1), ("5", 0)]
+    assert left_out == {
+        "there before": 1, "no scores": 1, "hinted": 1, "item without a label": 1, "item not in the items": 1,
+        "other number of scores than responses": 1, "the judgment has no text": 1,
+        "the order in which the judgment saw the responses is not known": 1,
+    }  # fmt: skip
+    assert len({e.group for e in found}) == 1  # one conversation, so on one side
+    assert all(example_from_json(json.loads(json.dumps(e.to_json()))) == e for e in found)
+
+
+def test_conversations_are_held_out_whole_and_by_share() -> None:
+    judgments, items = data(2000)
+    found = list(examples(judgments, items, TEMPLATE, Counter()))
+    sides: dict[str, set[bool]] = {}
+    for example in found:
+        sides.setdefault(example.item, set()).add(example.held_out(0.1))
+    assert all(len(s) == 1 for s in sides.values())
+    assert 150 < sum(True in s for s in sides.values()) < 250
+    assert not any(e.held_out(0) for e in found)
+
+
+def test_loss_equals_a_hand_computation() -> None:
+    logits, labels = [1.3126, -15.7781, 0.0, 2.0], [1, 0, 1, 0]
+    by_hand = [
+        -(c * math.log(1 / (1 + math.exp(-m))) + (1 - c) * math.log(1 - 1 / (1 + math.exp(-m))))
+        for m, c in zip(logits, labels, strict=True)
+    ]
+    found = bce_with_logits(torch.tensor(logits)[:, None], torch.tensor(labels))
+    assert float(found) == pytest.approx(sum(by_hand) / 4, rel=1e-5)
+    # Two micro-batches of a step of four add up to its mean.
+    parts = [
+        bce_with_logits(torch.tensor(logits[s])[:, None], torch.tensor(labels[s]), items=4)
+        for s in (slice(0, 3), slice(3, 4))
+    ]
+    assert float(sum(parts)) == pytest.approx(sum(by_hand) / 4, rel=1e-5)
+
+
+def settings(**values: Any) -> MetaSettings:
+    known = {"learning_rate": 3e-3, "batch": 8, "micro_batch": 4, "steps": 12, "eval_every": 6, "save_every": 6}
+    return MetaSettings(**{**known, "dev_share": 0.2, **values})
+
+
+def test_the_papers_values_are_the_defaults() -> None:
+    assert (MetaSettings().learning_rate, MetaSettings().batch) == (1e-5, 512)
+
+
+def test_trains_and_writes_an_ordinary_folder(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data()
+    output = tmp_path / "meta"
+    report = train_meta(judgments, items, base, output, TEMPLATE, settings(steps=30))
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)  # the head starts at zero
+    assert len(losses) == 30
+    # What is held out was learned: the text says whether the judgment is right.
+    dev = report["dev"]
+    assert dev["auc"]["mean"] > 0.95
+    assert report["examples"] == 120
+    assert report["correct"] == 60
+    # An ordinary folder: transformers, and our own engine, give the logits of the report.
+    folder = output / "model"
+    assert type(transformers.AutoModelForSequenceClassification.from_pretrained(folder)).__name__ == (
+        "Qwen3ForSequenceClassification"
+    )
+    held = [
+        e for line in (output / "examples.jsonl").read_text().splitlines()
+        if (e := example_from_json(json.loads(line))).held_out(0.2)
+    ]  # fmt: skip
+    assert len(held) == dev["n"]
+    with Classifier(folder) as classifier:
+        assert classifier.meta_template == "meta-compact"
+        logits = np.array(classifier.score([e.messages for e in held]))
+    labels = np.array([e.label for e in held])
+    assert float((np.logaddexp(0, logits) - labels * logits).mean()) == pytest.approx(dev["loss"], abs=1e-3)
+    assert float(((logits > 0) == labels).mean()) == pytest.approx(dev["accuracy"]["mean"])
+    # Done is done, and another run does not fit into this folder.
+    assert train_meta([], {}, base, output, TEMPLATE, settings(steps=30)) == report
+    with pytest.raises(UsageError, match="another settings"):
+        train_meta([], {}, base, output, TEMPLATE, settings(steps=31))
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data(20)
+    whole = train_meta(judgments, items, base, tmp_path / "whole", TEMPLATE, settings())
+
+    def kill(done: int, total: int, note: str) -> None:
+        assert total == 12
+        if done == 9:
+            raise Killed
+
+    killed = tmp_path / "killed"
+    with pytest.raises(Killed):
+        train_meta(judgments, items, base, killed, TEMPLATE, settings(), on_progress=kill)
+    found = last_checkpoint(killed / "checkpoints")
+    assert found is not None
+    assert found.name == "checkpoint-6"
+    (killed / "checkpoints" / "checkpoint-9").mkdir()  # killed while it was written
+    assert last_checkpoint(killed / "checkpoints") == found
+    # The ledger has grown meanwhile: the examples have not.
+    more = [*judgments, judgment("q0", (1.0, 2.0), key="new")]
+    assert train_meta(more, items, base, killed, TEMPLATE, settings()) == whole
+    lines = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "whole", killed)
+    ]
+    steps = [[row["step"] for row in rows if "loss" in row] for rows in lines]
+    assert steps[0] == steps[1] == list(range(1, 13))
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in lines]
+    assert losses[0] == losses[1]
+    weights = [
+        transformers.AutoModelForSequenceClassification.from_pretrained(folder / "model").state_dict()
+        for folder in (tmp_path / "whole", killed)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_base_in_bfloat16_gives_a_meta_rm_in_bfloat16(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    judgments, items = data(10)
+    train_meta(judgments, items, base, tmp_path / "meta", TEMPLATE, settings(steps=2))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "meta" / "model")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with Classifier(tmp_path / "meta" / "model") as classifier:
+        (logit,) = classifier.score([[Message("user", "Q"), Message("assistant", "yes")]])
+    assert logit is not None
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data(20)
+    write_judgments(tmp_path / "j.jsonl", judgments)
+    write_items(tmp_path / "i.jsonl", items.values())
+    one = train_meta(judgments, items, base, tmp_path / "one", TEMPLATE, settings(steps=6))
+    launch = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    words = (
+        f"-m {launch} --dynamo_backend no -m opengrm train meta {tmp_path}/j.jsonl --items {tmp_path}/i.jsonl"
+        f" -o {tmp_path}/two --model {base} --lr 3e-3 --batch 8 --micro-batch 4 --steps 6"
+        " --eval-every 6 --save-every 6 --held-out 0.2 --quiet --json"
+    )
+    done = subprocess.run([sys.executable, *words.split()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two" / "meta_rm.json").read_text())
+    assert two["dev"]["loss"] == pytest.approx(one["dev"]["loss"], abs=1e-4)
+    assert two["dev"]["n"] == one["dev"]["n"]
+    weights = [
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / name / "model").state_dict()
+        for name in ("one", "two")
+    ]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+
+
+def test_what_cannot_be_trained(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data(4)
+    with pytest.raises(UsageError, match="choose a divisor"):
+        train_meta(judgments, items, base, tmp_path / "a", TEMPLATE, settings(micro_batch=3))
+    right = [j for j in judgments if j.text == "yes"]
+    with pytest.raises(UsageError, match="no judgments to learn from"):
+        train_meta(right, items, base, tmp_path / "b", TEMPLATE, settings())
+    with pytest.raises(ValueError, match="held-out share"):
+        MetaSettings(dev_share=1.0)
