@@ -18,7 +18,7 @@ from opengrm.errors import MissingExtra, UsageError
 
 Rows = Sequence[Mapping[str, Any]]
 _INK = "#010203"  # stands for the page's text colour until the picture is drawn
-_SMOOTHED = 20  # steps that are averaged: one in this many of all
+_REACH = 15  # most points on either side that a moving average takes in
 
 
 def plot_curves(
@@ -117,15 +117,14 @@ def steps_svg(
 
     there = [(step, unit * value) for step, value in zip(steps, values, strict=True) if value is not None]
     x, y = np.array(there, dtype=np.float64).reshape(-1, 2).T
-    half = len(y) // _SMOOTHED // 2
+    half = min(len(y) // 20, _REACH)
     with _page_figure(3.3, 2.0) as figure:
         axes = figure.add_subplot()
         if half:
             axes.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
-            # Towards the ends the window narrows on both sides, so that a slope stays a slope.
-            reach = [min(half, i, len(y) - 1 - i) for i in range(len(y))]
-            smooth = [y[i - r : i + r + 1].mean() for i, r in enumerate(reach)]
-            axes.plot(x, smooth, color=colour, linewidth=1.8)
+            # Only where the whole window lies in the run: a shorter one would follow the noise of the last steps.
+            smooth = [y[i - half : i + half + 1].mean() for i in range(half, len(y) - half)]
+            axes.plot(x[half : len(y) - half], smooth, color=colour, linewidth=1.8)
         else:
             axes.plot(x, y, color=colour, linewidth=1.5, marker="o", markersize=3 if len(y) < 20 else 0)
         axes.spines[["top", "right"]].set_visible(False)

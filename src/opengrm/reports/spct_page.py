@@ -320,8 +320,8 @@ def _rft(collected: Row, trained: Row) -> str:
     lines.append(line("items with a judgment kept", "items_kept", of="items"))
     facts = {}
     if trained:
-        facts = {name.replace("_", " "): count(trained.get(name))
-                 for name in ("trajectories", "instructions", "examples", "too_long", "steps", "batch")}  # fmt: skip
+        names = ("trajectories", "instructions", "examples", "too_long", "steps", "batch")
+        facts = {name.replace("_", " "): count(trained[name]) for name in names if name in trained}
         facts["loss"] = f"{_decimals(trained.get('first_loss'), 3)} → {_decimals(trained.get('last_loss'), 3)}"
         facts["time"] = _time(trained.get("seconds"))
     return (_table(["", "non-hinted", "hinted"], lines) if collected else "") + _facts(facts)
@@ -486,7 +486,7 @@ small,figcaption,dt,th{color:var(--soft)}small{font-size:.8em;font-weight:400}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:.75rem 0}
 th,td{padding:.3rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th{font-weight:500;vertical-align:bottom}td{vertical-align:top}td small{margin-left:.2em}
-.w{text-align:left;padding-left:0;white-space:normal;overflow-wrap:anywhere;min-width:4rem}
+.w{text-align:left;padding-left:0;white-space:normal;overflow-wrap:anywhere;min-width:5.5rem}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:.6rem 1rem}
 dt{font-size:.8rem}dd,figure{margin:0}figcaption{font-size:.85rem}
 .large,.small{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}

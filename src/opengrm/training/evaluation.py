@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class EvaluationSettings:
         temperature: of the samples (paper: 0.5).
         max_tokens: most new tokens of a judgment.
         models: which of "base", "rft", "rl".
-        votes: models that get k samples; the others greedy ones only.
+        votes: model to its own k, where it is not the common one; 0 is greedy decoding only.
         guided: models whose votes the meta RM guides.
         k_meta: besides the default k/2, guided votes over all k samples with so many places (paper: 1, 8, 16).
     """
@@ -51,13 +51,13 @@ class EvaluationSettings:
     temperature: float = 0.5
     max_tokens: int = 1024
     models: tuple[str, ...] = ("base", "rft", "rl")
-    votes: tuple[str, ...] = ("base", "rft", "rl")
+    votes: dict[str, int] = field(default_factory=dict)
     guided: tuple[str, ...] = ("rl",)
     k_meta: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UsageError(f"k is {self.k}, expected at least 1")
+        if self.k < 1 or min(self.votes.values(), default=0) < 0:
+            raise UsageError(f"k is {self.k}, votes {self.votes}: expected at least 1, and 0 or more for a model")
         for name in ("models", "votes", "guided"):
             if unknown := set(getattr(self, name)) - {"base", "rft", "rl"}:
                 raise UsageError(f"evaluation {name}: {', '.join(sorted(unknown))}: expected base, rft or rl")
@@ -117,7 +117,7 @@ def evaluate(
             ledger = stack.enter_context(Ledger(folder / f"{model}.ledger.db"))
             engine = open_engine(checkpoint)
             stack.callback(engine.close)
-            k = settings.k if model in settings.votes else 0
+            k = settings.votes.get(model, settings.k)
             meta = open_meta(ledger, stack) if open_meta is not None and k and model in settings.guided else None
             for name, items in sets.items():
                 found = measure_set(items, engine, forms, ledger, settings, k, meta)
