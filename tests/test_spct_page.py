@@ -192,6 +192,13 @@ def test_the_table_has_the_papers_rows(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_set_of_lists_and_single_responses_has_two_columns(tmp_path: Path) -> None:
+    rows = [vote("rl", "mixed", "sum", 8, mean, group=group) for group, mean in (("all", 0.7), ("singles", 0.6))]
+    text = check_alone(write(tmp_path, {"evaluation.json": {"rows": rows}})).text
+    assert "mixed, all accuracy % n = 400 mixed, singles accuracy % n = 400" in text
+    assert "70.0 [68.0, 72.0] 60.0 [58.0, 62.0]" in text
+
+
 def test_a_run_that_has_only_rft(tmp_path: Path) -> None:
     page = write(tmp_path, {name: content for name, content in files().items() if name.startswith("rft/")})
     text = check_alone(page).text

@@ -143,11 +143,13 @@ def _steps_of(folder: Path, name: str, damaged: list[str]) -> list[Row]:
 
 def _votes_of(evaluation: Row) -> list[Row]:
     """The rows of the evaluation; models in the order of training, the largest set first, greedy before votes."""
-    rows = evaluation.get("rows") or []
-    models = [*MODELS, *dict.fromkeys(row["model"] for row in rows)]
-    sizes: dict[str, int] = {}
+    rows, groups = evaluation.get("rows") or [], dict[str, set[Any]]()
     for row in rows:
-        sizes[row["set"]] = max(sizes.get(row["set"], 0), row.get("items") or 0)
+        groups.setdefault(row["set"], set()).add(row.get("group"))
+    # A set may hold lists and single responses, which have a row each.
+    rows = [{**r, "set": f"{r['set']}, {r['group']}" if len(groups[r["set"]]) > 1 else r["set"]} for r in rows]
+    models = [*MODELS, *dict.fromkeys(row["model"] for row in rows)]
+    sizes = {row["set"]: max(r.get("items") or 0 for r in rows if r["set"] == row["set"]) for row in rows}
     sets = sorted(sizes, key=lambda name: -sizes[name])
     hows = ["greedy", "sum", *sorted({row["how"] for row in rows}, key=lambda how: (_guided(how), how))]
     rank = lambda row: (models.index(row["model"]), sets.index(row["set"]), hows.index(row["how"]), row["k"])  # noqa: E731
