@@ -208,7 +208,7 @@ def page(path: Path, rows: list[dict[str, Any]], found: dict[str, float], args: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("--model", default="nano-base")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=192, help="judgments a step, in groups of 4")
     parser.add_argument("--micro-batch", type=int, help="judgments of one forward and backward pass; default: all")

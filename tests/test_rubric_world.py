@@ -173,7 +173,7 @@ def test_sizes() -> None:
     "arguments",
     [
         {"n": 7}, {"n": 0}, {"n": (4, 2)}, {"n": "some"}, {"split": "all"}, {"difficulty": 1.5}, {"label_noise": -1},
-        {"binary": True}, {"n": (1, 2), "binary": True},
+        {"binary": True}, {"n": (2, 3), "binary": True},
     ],
 )  # fmt: skip
 def test_arguments_out_of_range(arguments: dict[str, object]) -> None:

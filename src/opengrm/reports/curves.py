@@ -101,22 +101,17 @@ def votes_svg(
         return _svg(figure, name, alt)
 
 
-def steps_svg(
-    name: str, steps: Sequence[float], values: Sequence[float | None], *, colour: str, unit: float = 1, alt: str = ""
-) -> str:
+def steps_svg(name: str, points: Sequence[tuple[float, float]], *, colour: str, alt: str = "") -> str:
     """One number of a training run against its steps, for a page: faint as it was, and a moving average over it.
 
     Args:
         name, alt: as in `votes_svg`.
-        steps: where the values were measured, rising.
-        values: None where there is none.
+        points: a step and its value each, in order.
         colour: of the line.
-        unit: 100 draws shares in percent.
     """
     import numpy as np
 
-    there = [(step, unit * value) for step, value in zip(steps, values, strict=True) if value is not None]
-    x, y = np.array(there, dtype=np.float64).reshape(-1, 2).T
+    x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
     half = min(len(y) // 20, _REACH)
     with _page_figure(3.3, 2.0) as figure:
         axes = figure.add_subplot()
@@ -130,7 +125,10 @@ def steps_svg(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.15)
         axes.set_xlabel("step")
-        axes.locator_params(axis="x", nbins=5, integer=True)
+        if len(x) > 1:
+            axes.locator_params(axis="x", nbins=5, integer=True)
+        else:
+            axes.set_xticks(x)
         axes.locator_params(axis="y", nbins=5)
         axes.ticklabel_format(useOffset=False)
         return _svg(figure, name, alt)

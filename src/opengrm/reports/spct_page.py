@@ -23,7 +23,6 @@ PAPER_K = {1, 8, 32}  # rows of the paper's Tables 2 and 3
 MODELS = {"base": "Base", "rft": "RFT", "rl": "RL"}
 PLAIN_COLOURS = {"base": "#8a8f98", "rft": "#c98a1b", "rl": "#2f6fde"}
 GUIDED_COLOURS = {"base": "#a86fb0", "rft": "#b5532a", "rl": "#12936f"}
-OTHER_COLOUR = "#b0406a"  # a model by another name
 METRICS = {
     "accuracy": ("accuracy %", percent), "auc": ("ROC-AUC %", percent), "pearson": ("Pearson", number),
     "spearman": ("Spearman", number),
@@ -92,8 +91,8 @@ def write_page(folder: str | Path) -> Path:
         _section("Meta RM", _meta(meta) + _pictures("meta", steps["meta"], META_CURVES)),
         _section("Process: right for the right reasons", _process(evaluation)) if evaluation.get("process") else "",
         _section("Cost", _cost(stages, evaluation, steps["rl"])) if stages or evaluation else "",
-        _section("Configuration", _configuration(spct)) if spct else "",
         _section("All measured votes", _every_vote(votes)) if votes else "",
+        _section("Configuration", _configuration(spct)) if spct else "",
     ]
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>SPCT run: {name}</title>\n'
@@ -235,7 +234,7 @@ def _accuracy(votes: Sequence[Row]) -> str:
 
 def _curves(votes: Sequence[Row]) -> str:
     """A picture for each set and metric."""
-    figures = []
+    figures, models = [], list(dict.fromkeys(row["model"] for row in votes))
     for index, (place, metric) in enumerate(_columns(votes)):
         series: dict[str, list[Row]] = {}
         styles: dict[str, dict[str, Any]] = {}
@@ -244,7 +243,7 @@ def _curves(votes: Sequence[Row]) -> str:
             if row["set"] != place or not row[metric]:
                 continue
             guided = _guided(row["how"])
-            colour = (GUIDED_COLOURS if guided else PLAIN_COLOURS).get(row["model"], OTHER_COLOUR)
+            colour = (GUIDED_COLOURS if guided else PLAIN_COLOURS).get(row["model"], f"C{models.index(row['model'])}")
             if row["how"] == "greedy":
                 levels.append((row[metric]["mean"], colour))
                 continue
@@ -335,8 +334,8 @@ def _rl(items: Row, steps: Sequence[Row]) -> str:
         facts = {"items given": count(items.get("given")), "trained on": count(items.get("kept"))}
         facts |= {f"dropped: {reason}": count(n) for reason, n in _part(items, "dropped").items()}
     if steps:
-        facts |= {"steps": count(steps[-1]["step"]), "time of a step": _time(_mean(steps, "seconds"))}
-        facts["tokens"] = count(steps[-1].get("tokens_so_far"))
+        facts |= {"steps": count(steps[-1]["step"]), "tokens": count(steps[-1].get("tokens_so_far"))}
+        facts["time of a step"] = _time(_mean(steps, "seconds"))
     return _facts(facts) + _pictures("rl", steps, RL_CURVES)
 
 
@@ -393,10 +392,10 @@ def _pictures(stage: str, steps: Sequence[Row], curves: Curves) -> str:
         if rows:
             tenth = math.ceil(len(rows) / 10)
             ends = [_decimals(unit * (_mean(part, name) or 0), decimals) for part in (rows[:tenth], rows[-tenth:])]
-            caption = f"{title}: {ends[0]} → {ends[1]}{after}"
+            caption = f"{title}: {' → '.join(dict.fromkeys(ends))}{after}"
             colour = PLAIN_COLOURS.get(stage, GUIDED_COLOURS["rl"])
-            x, y = [row["step"] for row in rows], [unit * row[name] for row in rows]
-            figures.append(_figure(steps_svg(f"{stage}-{name}", x, y, colour=colour, alt=caption), caption))
+            points = [(row["step"], unit * row[name]) for row in rows]
+            figures.append(_figure(steps_svg(f"{stage}-{name}", points, colour=colour, alt=caption), caption))
     note = _small("Captions: the mean of the first and of the last tenth of the steps. Strong lines: moving averages.")
     return f'<div class="small">{"".join(figures)}</div>{note}' if figures else ""
 
@@ -482,17 +481,16 @@ body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sa
 main{max-width:64rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.5rem;margin:.5rem 0}h2{font-size:1.15rem;margin:2.5rem 0 .75rem}.headline{font-size:1.1rem}
 small,figcaption,dt,th{color:var(--soft)}small{font-size:.8em;font-weight:400}
-.stages{display:flex;flex-wrap:wrap;gap:.5rem;list-style:none;padding:0}
+dd,figure{margin:0}.stages{display:flex;flex-wrap:wrap;gap:.5rem;list-style:none;padding:0}
 .stages li{border:1px solid var(--line);border-radius:1rem;padding:.1rem .8rem;font-size:.85rem}
 .note{border-left:3px solid var(--mark);background:var(--tint);padding:.6rem 1rem}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:.75rem 0}
 th,td{padding:.3rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{font-weight:500;vertical-align:bottom}td{vertical-align:top}td small{margin-left:.2em}
+dt{font-size:.8rem}th{font-weight:500;vertical-align:bottom}td{vertical-align:top}td small{margin-left:.2em}
 .w{text-align:left;padding-left:0;white-space:normal;overflow-wrap:anywhere;min-width:5.5rem}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:.6rem 1rem}
-dt{font-size:.8rem}dd,figure{margin:0}figcaption{font-size:.85rem}
 .large,.small{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}
-.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr))}
+figcaption{font-size:.85rem}.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr))}
 svg{display:block;width:100%;height:auto;stroke-linejoin:round}svg text{font-family:inherit!important}
 .bar{display:inline-block;width:5rem;height:.5rem;background:var(--tint)}
 .bar i{display:block;height:100%;background:var(--soft)}.bar.kept i,.bar.items_kept i{background:var(--mark)}

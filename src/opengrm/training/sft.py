@@ -149,6 +149,7 @@ def _train(
     try:
         import accelerate
         import datasets
+        import pyarrow.compute
         import torch
         import transformers
         import trl
@@ -178,7 +179,8 @@ def _train(
             _encode(rows(), tokenizer, end, settings.max_length, output / DATA)
     counts = read_json(output / COUNTS) or {}
     dataset = datasets.Dataset.from_file(str(output / DATA))
-    dataset = dataset.select(draws(len(dataset), settings.steps * settings.batch, settings.seed))
+    lengths = pyarrow.compute.list_value_length(dataset.data.column("input_ids")).to_numpy()
+    dataset = dataset.select(draws(lengths, settings.steps, settings.batch, settings.seed))
 
     # The trainer.
     micro_batch = min(settings.micro_batch, settings.batch // state.num_processes)
@@ -251,12 +253,23 @@ def _train(
     return summary
 
 
-def draws(rows: int, count: int, seed: int) -> Any:
-    """Which row each of `count` examples is: all rows once an epoch, in an order fixed by (seed, epoch). int64."""
+def draws(lengths_I: Any, steps: int, batch: int, seed: int) -> Any:
+    """Which row each example of all steps is: all rows once an epoch, in an order fixed by (seed, epoch). int64.
+
+    Within a step the rows stand by length: the sum of a step's losses does not know their order, and micro-batches of
+    rows of like length hold little padding.
+
+    Args:
+        lengths_I: tokens of each row.
+    """
     import numpy as np
 
+    count = steps * batch
+    rows = len(lengths_I)
     epochs = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(-(-count // rows))]
-    return np.concatenate(epochs)[:count]
+    drawn_SB = np.concatenate(epochs)[:count].reshape(steps, batch)
+    order_SB = np.argsort(lengths_I[drawn_SB], axis=1, kind="stable")
+    return np.take_along_axis(drawn_SB, order_SB, axis=1).ravel()
 
 
 def _encode(rows: Iterable[Mapping[str, Any]], tokenizer: Any, end: int, longest: int, path: Path) -> None:
