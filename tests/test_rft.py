@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -395,12 +396,13 @@ def test_two_processes_train_as_one(base: Path, trained: Path, tmp_path: Path) -
 
 
 def test_draws() -> None:
-    found = sft.draws(5, 12, seed=0).tolist()
-    assert sorted(found[:5]) == sorted(found[5:10]) == [0, 1, 2, 3, 4]
-    assert len(found) == 12
-    assert found[:5] != found[5:10]
-    assert found[:7] == sft.draws(5, 7, seed=0).tolist()
-    assert found != sft.draws(5, 12, seed=1).tolist()
+    lengths = np.array([30, 10, 50, 20, 40])
+    found = sft.draws(lengths, steps=4, batch=3, seed=0).reshape(4, 3)
+    # A row comes once an epoch: 12 draws of 5 rows are two whole epochs and two rows more.
+    assert sorted(np.bincount(found.ravel(), minlength=5).tolist()) == [2, 2, 2, 3, 3]
+    assert (np.diff(lengths[found], axis=1) >= 0).all()
+    assert found[:2].tolist() == sft.draws(lengths, steps=2, batch=3, seed=0).reshape(2, 3).tolist()
+    assert found.tolist() != sft.draws(lengths, steps=4, batch=3, seed=1).reshape(4, 3).tolist()
 
 
 def test_adapters_are_merged_and_bfloat16_stays(base: Path, tmp_path: Path) -> None:

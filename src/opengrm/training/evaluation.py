@@ -121,9 +121,9 @@ def evaluate(
             meta = open_meta(ledger, stack) if open_meta is not None and k and model in settings.guided else None
             for name, items in sets.items():
                 found = measure_set(items, engine, forms, ledger, settings, k, meta)
-                rows += [{"model": model, "set": name, **row} for row in found.rows]
+                rows += [{**row, "model": model, "checkpoint": engine.model, "set": name} for row in found.rows]
                 if found.process is not None:
-                    process.append({"model": model, "set": name, **found.process})
+                    process.append({**found.process, "model": model, "set": name})
                 judgments, tokens = judgments + found.judgments, tokens + found.tokens
                 say(f"{model} on {name}: {_line(found.rows)}")
     return {

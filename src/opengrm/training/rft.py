@@ -23,7 +23,7 @@ from opengrm.items import Item, conversation
 from opengrm.jsonl import OnBad, Row, read_rows
 from opengrm.ledger import Ledger
 from opengrm.templates.forms import Forms
-from opengrm.training.sft import OnStep, SFTSettings, train
+from opengrm.training.sft import SUMMARY, OnStep, SFTSettings, train
 from opengrm.training.stage import begin, read_json, write_json
 from opengrm.training.trajectories import Collected, CollectSettings, collect
 
@@ -152,7 +152,10 @@ def tune_stage(
     figures = train(
         model, lambda: mixed(kept, instructions, mix), output, settings, data_key=key, on_step=on_step
     )  # fmt: skip
-    return {**asdict(mix), **figures}
+    report = {**figures, **asdict(mix)}
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(output / SUMMARY, report)
+    return report
 
 
 def digest(path: Path) -> str:

@@ -150,7 +150,7 @@ def too_easy(items: Sequence[Item], forms: Forms, reference: Reference, say: Cal
     engine = reference.engine()
     try:
         with Ledger(reference.ledger) as ledger:
-            for template in dict.fromkeys(forms):
+            for template in dict.fromkeys((forms.joint, forms.single)):
                 places = [i for i, item in enumerate(items) if forms.of(item) is template and i not in easy]
                 judge = GRM(engine, template, reference.sampling, ledger=ledger)
                 run = judge.judge((items[i] for i in places), TOO_EASY)
