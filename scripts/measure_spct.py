@@ -145,7 +145,8 @@ def measured(
 ) -> dict[str, Any]:  # fmt: skip
     """`evaluate` with this run's meta RM, if there is one; batches of 512 are a sixth faster than the default here."""
     return evaluate(
-        models, sets, replace(config.engine, batch=512).open, forms_of(get_template(config.template)), place / "evaluation", settings,
+        models, sets, replace(config.engine, batch=512).open, forms_of(get_template(config.template)),
+        place / "evaluation", settings,
         open_meta=None if meta is None else lambda ledger, stack: open_meta_rm(str(meta), None, ledger, stack),
         say=lambda line: print(line, flush=True),
     )  # fmt: skip
