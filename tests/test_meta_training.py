@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ pytest.importorskip("accelerate")
 
 from tiny_models import build_checkpoint  # noqa: E402
 
-from opengrm.engines.classifier import Classifier  # noqa: E402
+from opengrm.engines.classifier import Classifier, DialogueTokenizer, packed, padded, read_packed  # noqa: E402
+from opengrm.engines.packed import lay_out  # noqa: E402
 from opengrm.errors import UsageError  # noqa: E402
 from opengrm.items import Item, Message  # noqa: E402
 from opengrm.judgments import Judgment  # noqa: E402
@@ -27,7 +29,9 @@ from opengrm.reading import write_items, write_judgments  # noqa: E402
 from opengrm.templates.meta import MetaTemplate  # noqa: E402
 from opengrm.training.meta_rm import (  # noqa: E402
     MetaSettings,
+    _classifier,
     bce_with_logits,
+    drawn,
     example_from_json,
     examples,
     last_checkpoint,
@@ -211,6 +215,118 @@ def test_a_base_in_bfloat16_gives_a_meta_rm_in_bfloat16(tmp_path: Path) -> None:
     with Classifier(tmp_path / "meta" / "model") as classifier:
         (logit,) = classifier.score([[Message("user", "Q"), Message("assistant", "yes")]])
     assert logit is not None
+
+
+# --- prompts are shared: the same function from less arithmetic ---
+
+
+def shared_data() -> tuple[list[Judgment], dict[str, Item]]:
+    """Six items with eight judgments each, in two orders, of different lengths."""
+    judgments, items = [], {}
+    for i in range(6):
+        query = f"Query {i} " + "with more words " * (i % 3)
+        item = items[f"q{i}"] = Item((Message("user", query),), ("a", "b"), best=i % 2, id=f"q{i}")
+        for sample in range(8):
+            scores = (9.0, 1.0) if (i + sample // 2) % 2 else (1.0, 9.0)
+            text, order = "word " * (sample % 5) + str(scores), (0, 1) if sample % 2 else (1, 0)
+            judgments.append(judgment(item.id, scores, sample=sample, key=f"{i}-{sample}", text=text, order=order))
+    return judgments, items
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_loss_and_gradients_equal_the_padded_ones(tmp_path: Path, checkpointing: bool) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    found = list(examples(*shared_data(), TEMPLATE, Counter()))[:28]  # the last prompt's judgments are not all there
+    dialogue = DialogueTokenizer(transformers.AutoTokenizer.from_pretrained(base))
+    ids = [dialogue.encode(example.messages) for example in found]
+    labels = torch.tensor([example.label for example in found])
+    got = []
+    for share in (False, True):
+        model, _, _ = _classifier(base, False)
+        torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        pad = model.config.pad_token_id
+        if share:
+            read_packed(model)
+            outputs = model(layout=packed(ids, [example.messages[0] for example in found], pad))
+        else:
+            outputs = model(**padded(ids, pad))
+        loss = bce_with_logits(outputs.logits, labels)
+        loss.backward()
+        got.append((loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (plain_loss, plain), (loss_value, gradients) = got
+    assert loss_value == pytest.approx(plain_loss, abs=1e-6)
+    assert gradients.keys() == plain.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, plain[name], rtol=1e-4, atol=1e-5 * float(plain[name].abs().max())), name
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_with_and_without_sharing_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    """Three micro-batches a step, and an epoch that ends in a part of a step; then the same from padded batches."""
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = shared_data()
+    how = settings(batch=18, micro_batch=6, steps=7, eval_every=4, bf16=bf16)
+    layouts: list[Any] = []
+    monkeypatch.setattr(
+        "opengrm.engines.packed.lay_out", lambda *parts: layouts.append(lay_out(*parts)) or layouts[-1]
+    )
+    shared = train_meta(judgments, items, base, tmp_path / "shared", TEMPLATE, how)
+    assert any(len(layout.prompts_GP) < len(layout.mask_BC) for layout in layouts)
+    monkeypatch.setattr("opengrm.training.meta_rm._can_share_prompts", lambda trainer: False)
+    plain = train_meta(judgments, items, base, tmp_path / "plain", TEMPLATE, how)
+    close = 0.05 if bf16 else 1e-4
+    assert shared["dev"]["n"] == plain["dev"]["n"] > 0
+    assert shared["dev"]["loss"] == pytest.approx(plain["dev"]["loss"], abs=close)
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("shared", "plain")
+    ]
+    losses = [[row["loss"] for row in each if "loss" in row] for each in rows]
+    assert losses[0] == pytest.approx(losses[1], abs=close)
+    assert len(losses[0]) == 7
+    saved = [json.loads((tmp_path / name / "model" / "config.json").read_text()) for name in ("shared", "plain")]
+    assert saved[0] == saved[1]
+
+
+def test_an_epoch_has_each_example_once_and_prompts_together() -> None:
+    prompts = [i % 50 for i in range(50 * 20)]
+    epoch = drawn(prompts, 512, np.random.default_rng(0))
+    assert sorted(epoch) == list(range(1000))
+    assert epoch == drawn(prompts, 512, np.random.default_rng(0))
+    assert epoch != drawn(prompts, 512, np.random.default_rng(1))
+    runs = [len(list(run)) for _, run in groupby(prompts[i] for i in epoch)]
+    assert 140 <= len(runs) <= 150  # 20 of a prompt are 8, 8 and 4
+    assert len({prompts[i] for i in epoch[:512]}) > 35
+    alone = drawn(prompts, 8, np.random.default_rng(0))  # a step of 8: one by one
+    assert len(list(groupby(prompts[i] for i in alone))) > 950
+
+
+def test_a_killed_run_goes_on_in_a_later_epoch(tmp_path: Path) -> None:
+    """Epochs differ, and a run that goes on in the second one sees the rest of it."""
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = shared_data()
+    how = settings(batch=16, micro_batch=4, steps=8, save_every=4, dev_share=0.0)  # three steps are an epoch
+    train_meta(judgments, items, base, tmp_path / "whole", TEMPLATE, how)
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_meta(judgments, items, base, tmp_path / "killed", TEMPLATE, how, on_progress=kill)
+    train_meta(judgments, items, base, tmp_path / "killed", TEMPLATE, how)
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    ]
+    losses = [[row["loss"] for row in each if "loss" in row] for each in rows]
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 8 - 1  # the first two steps are at ln 2: the rate warms up from 0
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +20,7 @@ def spct(
         Path | None, typer.Option("--output", "-o", help="The run's folder. Default: runs/<name of the file>.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the file's; of training and its data.")] = None,
-    stage: Annotated[
-        list[str] | None, typer.Option(help=f"Only these, of {', '.join(STAGES)}. Default: all.")
-    ] = None,
+    stage: Annotated[list[str] | None, typer.Option(help=f"Only these, of {', '.join(STAGES)}. Default: all.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train and measure a generative reward model: base, RFT, RL, meta RM, evaluation.
@@ -34,7 +31,7 @@ def spct(
     OUTPUT/rl and OUTPUT/meta/model are ordinary Hugging Face folders.
     """
     from opengrm.reports.results import commit, machine, versions
-    from opengrm.training.spct import read_config, run
+    from opengrm.training.spct import is_launched, read_config, run
 
     if unknown := sorted(set(stage or ()) - set(STAGES)):
         raise UsageError(f"--stage {unknown[0]}: expected one of {', '.join(STAGES)}")
@@ -50,7 +47,7 @@ def spct(
         command=command,
         say=(lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
     )
-    if "RANK" in os.environ:
+    if is_launched():
         return
     try:
         from opengrm.reports.spct_page import write_page

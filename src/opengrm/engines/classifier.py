@@ -208,8 +208,8 @@ def padded(batch: Sequence[Sequence[int]], pad: int) -> dict[str, Any]:
 def packed(batch: Sequence[Sequence[int]], prompts: Sequence[Hashable], pad: int) -> Layout:
     """The layout of these conversations, in which those of one prompt share their common beginning.
 
-    `prompts` only say which conversations to compare: the beginning is found by its tokens, whatever the tokenizer made
-    of the seam between prompt and answer. What stands behind the token that the logit is read at is left out.
+    `prompts` only say which conversations to compare: the beginning is found by its tokens, whatever the tokenizer
+    made of the seam between prompt and answer. What stands behind the token that the logit is read at is left out.
     """
     import torch
 

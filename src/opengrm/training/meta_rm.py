@@ -509,7 +509,7 @@ def _trainer(settings: MetaSettings, **arguments: Any) -> Any:
             return len(self.prompts)
 
         def __iter__(self) -> Iterator[int]:
-            # By the steps done, which a checkpoint knows: in a resumed, sharded run accelerate tells samplers no epoch.
+            # By the steps done, as a checkpoint knows them: accelerate tells no epoch where a sharded run goes on.
             epoch = self.trainer.state.global_step // -(-len(self.prompts) // settings.batch)
             return iter(drawn(self.prompts, settings.batch, np.random.default_rng((settings.seed, epoch))))
 

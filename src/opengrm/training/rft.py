@@ -192,7 +192,10 @@ def plan_mix(trajectories: int, available: int, share: float = INSTRUCTION_SHARE
     wanted = round(trajectories * share / (1 - share)) if trajectories else available
     wanted = wanted if available else 0
     if not trajectories + wanted:
-        raise UsageError("nothing to train on: no trajectory was kept and there is no instruction data")
+        raise UsageError(
+            f"nothing to train on: no trajectory was kept ({COLLECTED} says why) and there is no instruction data;"
+            " sample a model that writes judgments in form, or give instruction data"
+        )
     return Mix(trajectories, wanted, min(wanted, available))
 
 

@@ -41,7 +41,7 @@ from opengrm.ledger import Ledger
 from opengrm.templates.base import Template
 from opengrm.templates.forms import Forms, forms_of
 from opengrm.training.rewards import outcome_reward, rows, usable_items
-from opengrm.training.stage import begin, read_json, write_json
+from opengrm.training.stage import PATIENCE, begin, read_json, write_json
 from opengrm.voting.correctness import correct, label_of
 from opengrm.voting.orders import OrderKind
 
@@ -174,6 +174,7 @@ def train(
     *,
     template: Template,
     reference: Reference | None = None,
+    choose_only: bool = False,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> Path:
     """Train and write the model to `output`; a killed run, started again, goes on from its last checkpoint.
@@ -183,6 +184,7 @@ def train(
         model: where to start and what the KL term holds on to: "nano", a folder, or a hub id.
         template: a joint form; single responses are shown in its 0/1 form.
         reference: the too-easy filter; None keeps easy items.
+        choose_only: write items.json and stop: in one process, for the several that will train.
         say: takes the lines that tell how it goes, one a step.
 
     Returns:
@@ -215,7 +217,7 @@ def train(
     if missing := sorted(set(settings.report_to) - set(reporters())):
         raise UsageError(f"cannot report to {', '.join(missing)}: not installed, or not a reporter that TRL knows")
     use_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    state = PartialState(cpu=use_cpu)
+    state = PartialState(cpu=use_cpu, timeout=PATIENCE)
     said = say if state.is_main_process else lambda line: None
     quiet()
     if state.is_main_process:
@@ -245,6 +247,8 @@ def train(
     room = (context_length(policy) or 2**31) - settings.max_tokens
     with state.main_process_first():
         kept = _chosen_items(items, forms, chat, room, reference, output / "items.json", state.is_main_process, said)
+    if choose_only:
+        return output
     data = training_rows(kept, forms, settings)
     said(f"{settings.steps:,} steps of {settings.prompts:,} prompts: {len(data) / len(kept):.2f} epochs")
 

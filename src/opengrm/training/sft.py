@@ -32,7 +32,7 @@ from opengrm.engines.chat import ChatTokenizer
 from opengrm.engines.checkpoints import check_folder, find_model, first_line
 from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.items import conversation
-from opengrm.training.stage import begin, read_json, write_json
+from opengrm.training.stage import PATIENCE, begin, read_json, write_json
 
 IGNORED = -100
 MODEL, CHECKPOINTS, METRICS = "model", "checkpoints", "metrics.jsonl"
@@ -157,7 +157,7 @@ def _train(
         raise MissingExtra("training", "train") from None
 
     # Model and tokenizer.
-    state = accelerate.PartialState(cpu=not torch.accelerator.is_available())
+    state = accelerate.PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
     folder, _ = find_model(model, code=settings.trust_remote_code)
     check_folder(folder)
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "local_files_only": True}

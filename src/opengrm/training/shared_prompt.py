@@ -75,7 +75,8 @@ def completion_logprobs(model: Any, layout: Layout, temperature: float) -> tuple
     assert targets_K is not None, "a layout of `pack`"
     kept = len(targets_K)
     inputs = {"input_ids": layout.tokens_1N, "position_ids": layout.positions_1N, "use_cache": False}
-    if kept * model.config.get_text_config().vocab_size > _MANY_LOGITS:
+    config = getattr(model, "module", model).config  # DistributedDataParallel has none
+    if kept * config.get_text_config().vocab_size > _MANY_LOGITS:
         labels = layout.tokens_1N.new_full(layout.tokens_1N.shape, -100)
         labels[0, -kept:] = targets_K
         output = model(**inputs, shift_labels=labels, fused_lm_head=True, opengrm_layout=layout)

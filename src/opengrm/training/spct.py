@@ -14,7 +14,7 @@ Seven stages, each of which leaves its result in the run's folder, is done once,
 
 `spct.json` holds the configuration and how long each stage took. A stage with a `[launch]` line runs as a command of
 its own behind that launcher, e.g. `accelerate launch --config_file fsdp2.yaml`: in each of its processes it is the
-same function on the same folder.
+same function on the same folder. What only one process can do, the too-easy filter, is done before.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from opengrm.voting.orders import OrderKind
 Stage = Literal["data", "collect", "tune", "rl", "fresh", "meta", "evaluate"]
 STAGES: tuple[Stage, ...] = ("data", "collect", "tune", "rl", "fresh", "meta", "evaluate")
 LAUNCHED = ("tune", "rl", "meta")  # stages that run in several processes
+_BEHIND = "OPENGRM_LAUNCHED"  # set for a launcher: one that starts a single process need not set RANK
 RUN = "spct.json"
 Say = Callable[[str], None]
 _STRICT: dict[str, Any] = {"extra": "forbid"}  # an unknown key in the file is an error
@@ -305,7 +306,7 @@ def run(
         EngineError, BadRow: from the stages.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    launched = "RANK" in os.environ  # one of several processes of one stage: the first run wrote the file
+    launched = is_launched()
     record = _begin(config, folder, about or {}, write=not launched)
     for stage in stages:
         done: dict[str, Any] = record["stages"]
@@ -315,8 +316,16 @@ def run(
         started = time.monotonic()
         say(f"{stage} ...")
         if stage in config.launch and not launched:
+            if stage == "rl" and config.rl.reference is not None:
+                _rl(config, folder, say, choose_only=True)
             words = shlex.split(config.launch[stage])
-            if subprocess.run([*words, *command, "--stage", stage]).returncode:
+            try:
+                done_well = not subprocess.run(
+                    [*words, *command, "--stage", stage], env={**os.environ, _BEHIND: "1"}
+                ).returncode
+            except OSError as error:
+                raise UsageError(f"launch {stage}: {words[0] if words else ''}: {error.strerror or error}") from None
+            if not done_well:
                 raise UsageError(f"{stage}: its launcher ended with an error, see above: {config.launch[stage]}")
         else:
             _DO[stage](config, folder, say)
@@ -325,6 +334,11 @@ def run(
             write_json(folder / RUN, record)
             say(f"{stage}: {done[stage]['seconds']:,.0f} s")
     return folder
+
+
+def is_launched() -> bool:
+    """Whether this is a process of one launched stage: the run that launched it keeps spct.json and the report."""
+    return _BEHIND in os.environ or "RANK" in os.environ
 
 
 def _begin(config: Config, folder: Path, about: Mapping[str, Any], *, write: bool) -> dict[str, Any]:
@@ -405,11 +419,12 @@ def _conversation(item: Item) -> str:
 def _collect(config: Config, folder: Path, say: Say) -> None:
     told = _Pace(say)
     sampler = config.rft.sampler or config.base
-    rft.collect_stage(
+    figures = rft.collect_stage(
         _items_path(config, folder, "rft"), folder / "rft", sampler, lambda: config.engine.open(sampler),
         _forms(config), config.rft.collect,
         on_progress=lambda there, planned, kept: told(f"{there:,} of {planned:,} judgments, {kept:,} kept"),
     )  # fmt: skip
+    say(f"{figures['kept']:,} trajectories kept; why not more: {folder / 'rft' / rft.COLLECTED}")
 
 
 def _tune(config: Config, folder: Path, say: Say) -> None:
@@ -424,7 +439,7 @@ def _tune(config: Config, folder: Path, say: Say) -> None:
     )  # fmt: skip
 
 
-def _rl(config: Config, folder: Path, say: Say) -> None:
+def _rl(config: Config, folder: Path, say: Say, *, choose_only: bool = False) -> None:
     reference = None
     if config.rl.reference is not None:
         model = _checkpoint(config, folder, config.rl.reference)
@@ -433,7 +448,7 @@ def _rl(config: Config, folder: Path, say: Say) -> None:
     rl.train(
         list(read_items(_items_path(config, folder, "rl"))), _checkpoint(config, folder, "rft"), folder / "rl",
         replace(config.rl.grpo, seed=config.rl.grpo.seed + config.seed), template=get_template(config.template),
-        reference=reference, say=say,
+        reference=reference, choose_only=choose_only, say=say,
     )  # fmt: skip
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from opengrm.errors import UsageError
+
+PATIENCE = timedelta(hours=12)  # of processes that wait for what the first prepares (torch's own is 10 minutes)
 
 
 def begin(path: Path, settings: Mapping[str, Any]) -> None:
