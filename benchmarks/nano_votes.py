@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("--model", default="nano-base")
     parser.add_argument("--output", type=Path, default=RESULTS / "nano-votes.json")
     args = parser.parse_args()
 

@@ -34,7 +34,7 @@ KS = (1, 2, 4, 8, 16, 32)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nano", help='"nano" or a checkpoint folder')
+    parser.add_argument("--model", default="nano-base", help="an embedded model or a checkpoint folder")
     parser.add_argument("--count", type=int, default=2000, help="pairs")
     parser.add_argument("-k", type=int, default=32, help="samples of each pair")
     parser.add_argument("--split", choices=("train", "dev", "test"), default="test")

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from opengrm.engines.base import Sampling
+from opengrm.engines.checkpoints import EMBEDDED
 from opengrm.items import Item
 from opengrm.judges.grm import GRM
 from opengrm.judgments import Judgment
 from opengrm.templates.compact import Compact
-from opengrm.voting.correctness import credit
+from opengrm.voting.correctness import correct, credit
 from opengrm.worlds.nano import nano_path
 from opengrm.worlds.process import measure, summarise
 from opengrm.worlds.rubric import generate_items
@@ -29,6 +31,15 @@ def tokenizer() -> Any:
 def engine() -> Iterator[Any]:
     from opengrm.engines.transformers import TransformersEngine
 
+    engine = TransformersEngine("nano-base", device="cpu")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Iterator[Any]:
+    from opengrm.engines.transformers import TransformersEngine
+
     engine = TransformersEngine("nano", device="cpu")
     yield engine
     engine.close()
@@ -39,18 +50,45 @@ def judge(engine: Any, items: list[Item], template: Compact, k: int = 1, tempera
     return [j for _, judgments in grm.judge(items, k) for j in judgments]
 
 
-def test_what_is_shipped() -> None:
-    names = {p.name for p in nano_path().iterdir()}
-    assert names >= {
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-        "README.md",
-    }  # fmt: skip
-    assert sum(p.stat().st_size for p in nano_path().iterdir()) < 6_000_000
-    config = json.loads((nano_path() / "config.json").read_text())
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_what_is_shipped(name: str) -> None:
+    folder = nano_path(name)
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert ("generation_config.json" in names) == (name != "nano-meta")
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 5_000_000
+    config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "qwen3"
     assert config["max_position_embeddings"] >= 2048
     assert config["head_dim"] in (32, 64, 128)
     assert config["hidden_size"] % 32 == config["intermediate_size"] % 32 == 0
+
+
+def test_the_trained_model_is_better_and_keeps_its_form(engine: Any, trained: Any) -> None:
+    items = list(generate_items(200, seed=0, split="test"))
+    earned = []
+    for one in (engine, trained):
+        judgments = judge(one, items, Compact())
+        scores = [j.scores or (0.0,) * i.n for i, j in zip(items, judgments, strict=True)]
+        earned.append(sum(credit(s, i.best or 0) for i, s in zip(items, scores, strict=True)) / len(items))
+    assert sum(j.scores is not None for j in judgments) == len(items)
+    assert earned[1] > earned[0] + 0.15  # 0.96 against 0.69 on 2,000
+
+
+def test_the_meta_rm_prefers_right_judgments(engine: Any) -> None:
+    from opengrm.judges.meta import open_meta_rm
+
+    items = list(generate_items(60, seed=3, split="test"))
+    grm = GRM(engine, Compact(), Sampling(temperature=1.0, max_tokens=160))
+    with ExitStack() as stack:
+        meta = open_meta_rm("nano-meta", None, None, stack)
+        assert meta.template.name == "meta-compact"
+        scored = [(i, j) for i, js in meta.score(grm.judge(items, 8)) for j in js if j.scores is not None]
+    label = [correct(j.scores, i.best or 0) for i, j in scored]  # type: ignore[arg-type]
+    right = [j.meta for (_, j), c in zip(scored, label, strict=True) if c]
+    wrong = [j.meta for (_, j), c in zip(scored, label, strict=True) if not c]
+    wins = [(r > w) + (r == w) / 2 for r in right for w in wrong]  # type: ignore[operator]
+    assert sum(wins) / len(wins) > 0.6  # ROC-AUC; a coin has 0.5
 
 
 def test_parameters() -> None:
