@@ -225,8 +225,7 @@ def test_27b_recipe_on_a_tiny_gemma2_in_two_processes(
     base = build_base(tmp_path / "base", "Gemma2", query_pre_attn_scalar=16, sliding_window=512)
     config = shrunk(read_config(RECIPES / "paper-27b.toml"), base, write_data(tmp_path / "data"))
     launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
-    # Not "meta": on a CPU each of its processes takes itself for the only one (`PartialState()` without `cpu`).
-    config = replace(config, launch=dict.fromkeys(("tune", "rl"), launcher))
+    config = replace(config, launch=dict.fromkeys(("tune", "rl", "meta"), launcher))
     file = tmp_path / "tiny.toml"
     file.write_text(to_toml(asdict(config)), encoding="utf-8")
     assert read_config(file) == config

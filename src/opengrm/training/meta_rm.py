@@ -39,7 +39,7 @@ from opengrm.items import Item, Message, content_hash
 from opengrm.jsonl import read_rows, write_rows
 from opengrm.judgments import Judgment
 from opengrm.templates.meta import MetaTemplate, is_hinted
-from opengrm.training.stage import write_json
+from opengrm.training.stage import PATIENCE, write_json
 from opengrm.voting.association import bootstrap, roc_auc
 from opengrm.voting.correctness import correct, label_of
 from opengrm.voting.intervals import share_interval
@@ -237,7 +237,7 @@ def train_meta(
     from opengrm.engines.classifier import read_packed
 
     settings, folder = settings or MetaSettings(), Path(output)
-    state = accelerate.PartialState()
+    state = accelerate.PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
     accumulation, left = divmod(settings.batch, state.num_processes * min(settings.micro_batch, settings.batch))
     if left or not accumulation:
         raise UsageError(
