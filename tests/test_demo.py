@@ -96,7 +96,10 @@ def recorded(folder: Path, model: str, temperature: float, ks: Sequence[int], ho
     return [percent(row["accuracy"]) for row in report.rows]
 
 
-def test_the_page_says_what_the_ledger_says(run: Run, tmp_path: Path, engines: dict[str, Any]) -> None:
+def test_the_page_says_what_the_ledger_says(
+    run: Run, tmp_path: Path, engines: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal breaks cells over lines
     done = run("demo", "-o", tmp_path, "-c", 8, "-k", 3, "--steps", 0, "-q")
     assert done.code == 0, done.err
     page = (tmp_path / "report.md").read_text()
