@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/opengrm demo --out demo
+	$(BIN)/opengrm demo --out demo $(DEMO)
 
 test: $(VENV)/.installed lint types
 	$(TEST_THREADS) $(BIN)/python -m pytest -n 2
