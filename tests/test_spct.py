@@ -72,6 +72,8 @@ def config_file(folder: Path, text: str = TINY) -> Path:
         ("count = 20, seed = 2", "count = 20, seeds = 2", "data.rl"),
         ("[evaluation]", '[launch]\ncollect = "torchrun"\n[evaluation]', "launch collect: expected tune, rl, meta"),
         ("[data.test]\npairs = { count = 12, split = \"test\" }", "[data.test]", "data.test is empty"),
+        ("[data.test]\n", '[data.test]\nrl = "a.jsonl"\n', "data.test.rl: choose"),
+        ("[data.test]\n", '[data.test]\n"../x" = "a.jsonl"\n', "data.test.../x: choose"),
         ("k = 2\n", 'k = 2\nmodels = ["sft"]\n', "sft: expected base, rft or rl"),
         ("[meta]", "[meta", "tiny.toml: "),
     ],
@@ -101,6 +103,20 @@ def test_paths_of_data_are_meant_from_the_files_folder(tmp_path: Path) -> None:
 
 
 # --- what a run refuses ---
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"count": 0}, "data rl: count is 0"), ({"count": 2, "responses": "6-2"}, "data rl: n is"),
+        ({"count": 2, "responses": "many"}, "data rl: n is"), ({"count": 2, "difficulty": 2.0}, "data rl: difficulty"),
+    ],
+)  # fmt: skip
+def test_a_world_that_cannot_be_made_is_refused(tmp_path: Path, values: dict[str, Any], told: str) -> None:
+    config = read_config(config_file(tmp_path))
+    config = replace(config, data=replace(config.data, rl=World(**values)))
+    with pytest.raises(UsageError, match=told):
+        run(config, tmp_path / "run", stages=["data"], say=lambda line: None)
 
 
 def row(text: str) -> dict[str, Any]:

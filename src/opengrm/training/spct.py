@@ -20,6 +20,7 @@ same function on the same folder. What only one process can do, the too-easy fil
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -75,6 +76,23 @@ class World:
     label_noise: float = 0.0
 
     __pydantic_config__ = _STRICT
+
+    def items(self, shift: int = 0) -> Iterator[Item]:
+        """The items, `shift` added to the seed; single responses with 0/1 labels.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        from opengrm.worlds.rubric import generate_items
+
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}, expected at least 1")
+        span = re.fullmatch(r"(\d)-(\d)", str(self.responses))
+        n: Any = (int(span[1]), int(span[2])) if span else self.responses
+        return generate_items(
+            self.count, seed=self.seed + shift, split=self.split, n=n, difficulty=self.difficulty,
+            label_noise=self.label_noise, binary=n in (1, "mixed") or (span is not None and n[0] == 1),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -232,6 +250,10 @@ class Config:
             raise UsageError(f"launch {', '.join(unknown)}: expected {', '.join(LAUNCHED)}")
         if not self.data.test:
             raise UsageError("data.test is empty: name at least one held-out set")
+        for name in self.data.test:
+            # It becomes a file's name, beside those of what is trained on.
+            if name in ("rft", "rl", "instructions") or not re.fullmatch(r"[\w-]+", name):
+                raise UsageError(f"data.test.{name}: choose another name: letters, digits, - and _, not rft or rl")
 
 
 def read_config(path: str | Path, *, seed: int | None = None) -> Config:
@@ -378,7 +400,6 @@ def _differing(one: Any, other: Any, place: str = "") -> Iterator[str]:
 def _data(config: Config, folder: Path, say: Say) -> None:
     """Write what RubricWorld gives, and see that nothing held out is trained on."""
     from opengrm.worlds.instructions import generate_instructions
-    from opengrm.worlds.rubric import generate_items
 
     (folder / "data").mkdir(exist_ok=True)
     trained: set[str] = set()
@@ -386,16 +407,10 @@ def _data(config: Config, folder: Path, say: Say) -> None:
         held_out = name in config.data.test and source is config.data.test[name]
         path = _items_path(config, folder, name)
         if isinstance(source, World):
-            responses: Any = source.responses
-            if isinstance(responses, str) and "-" in responses:
-                low, high = responses.split("-", 1)
-                responses = (int(low), int(high))
-            items = generate_items(
-                source.count, seed=source.seed + (0 if held_out else 1000 * config.seed), split=source.split,
-                n=responses, difficulty=source.difficulty, label_noise=source.label_noise,
-                binary=responses == "mixed" or (1 in responses if isinstance(responses, tuple) else responses == 1),
-            )  # fmt: skip
-            write_rows(path, (item.to_json() for item in items))
+            try:
+                write_rows(path, (i.to_json() for i in source.items(0 if held_out else 1000 * config.seed)))
+            except ValueError as error:
+                raise UsageError(f"data {name}: {error}") from None
         prompts = {_conversation(item) for item in read_items(path)}
         if held_out and not config.data.allow_overlap and (shared := len(prompts & trained)):
             raise UsageError(
@@ -408,7 +423,10 @@ def _data(config: Config, folder: Path, say: Say) -> None:
     tasks = config.data.instructions
     if isinstance(tasks, Tasks):
         rows = generate_instructions(tasks.count, seed=tasks.seed + 1000 * config.seed, tasks=tasks.tasks)
-        write_rows(folder / "data" / "instructions.jsonl", rows)
+        try:
+            write_rows(folder / "data" / "instructions.jsonl", rows)
+        except ValueError as error:
+            raise UsageError(f"data instructions: {error}") from None
 
 
 def _conversation(item: Item) -> str:
