@@ -28,7 +28,8 @@ from opengrm.reports.results import commit, machine, versions, write_result
 from opengrm.templates import get_template
 from opengrm.templates.forms import forms_of
 from opengrm.training.evaluation import EvaluationSettings, evaluate, judge_all
-from opengrm.training.spct import STAGES, Config, Stage, World, read_config, run
+from opengrm.training.spct import STAGES, Stage, run
+from opengrm.training.spct_config import Config, World, read_config
 from opengrm.training.stage import read_json, write_json
 from opengrm.voting.correctness import correct, label_of
 from opengrm.voting.revote import Labels, revote

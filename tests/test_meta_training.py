@@ -27,16 +27,15 @@ from opengrm.items import Item, Message  # noqa: E402
 from opengrm.judgments import Judgment  # noqa: E402
 from opengrm.reading import write_items, write_judgments  # noqa: E402
 from opengrm.templates.meta import MetaTemplate  # noqa: E402
+from opengrm.training.meta_examples import example_from_json, examples  # noqa: E402
 from opengrm.training.meta_rm import (  # noqa: E402
     MetaSettings,
     _classifier,
     bce_with_logits,
     drawn,
-    example_from_json,
-    examples,
-    last_checkpoint,
     train_meta,
-)  # fmt: skip
+)
+from opengrm.training.resume import last_checkpoint  # noqa: E402
 
 TEMPLATE = MetaTemplate("meta-compact")
 

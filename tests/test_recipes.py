@@ -23,7 +23,8 @@ from opengrm.items import Item, Message  # noqa: E402
 from opengrm.jsonl import write_rows  # noqa: E402
 from opengrm.rows import items_from_row  # noqa: E402
 from opengrm.templates import get_template  # noqa: E402
-from opengrm.training.spct import Config, Data, EngineSettings, Tasks, World, read_config, run  # noqa: E402
+from opengrm.training.spct import run  # noqa: E402
+from opengrm.training.spct_config import Config, Data, EngineSettings, Tasks, World, read_config  # noqa: E402
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 THINGS = ("prime", "river", "colour", "planet", "bird", "metal", "fruit", "city")

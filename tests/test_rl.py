@@ -20,8 +20,9 @@ from opengrm.items import Item, Message
 from opengrm.templates.base import Parsed
 from opengrm.templates.compact import Compact
 from opengrm.templates.forms import Forms, forms_of
+from opengrm.training.resume import last_checkpoint
 from opengrm.training.rewards import outcome, rows, usable_items
-from opengrm.training.rl import Reference, Settings, last_checkpoint, too_easy, train
+from opengrm.training.rl import Reference, Settings, too_easy, train
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")

@@ -20,7 +20,8 @@ from opengrm.errors import UsageError  # noqa: E402
 from opengrm.jsonl import write_rows  # noqa: E402
 from opengrm.ledger import Ledger  # noqa: E402
 from opengrm.training import spct  # noqa: E402
-from opengrm.training.spct import STAGES, Data, Stage, World, read_config, run  # noqa: E402
+from opengrm.training.spct import STAGES, Stage, run  # noqa: E402
+from opengrm.training.spct_config import Data, World, read_config  # noqa: E402
 
 TINY = """
 base = "nano-base"

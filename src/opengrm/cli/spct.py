@@ -31,7 +31,8 @@ def spct(
     OUTPUT/rl and OUTPUT/meta/model are ordinary Hugging Face folders.
     """
     from opengrm.reports.results import commit, machine, versions
-    from opengrm.training.spct import is_launched, read_config, run
+    from opengrm.training.spct import is_launched, run
+    from opengrm.training.spct_config import read_config
 
     if unknown := sorted(set(stage or ()) - set(STAGES)):
         raise UsageError(f"--stage {unknown[0]}: expected one of {', '.join(STAGES)}")

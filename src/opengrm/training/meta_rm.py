@@ -8,8 +8,6 @@ ledgers: the non-hinted samples of rejective fine-tuning, kept and dropped alike
 
 Where the paper leaves a choice open, or we decide:
 
-- Hinted judgments are left out: their text argues for a label that the meta RM will not have. Judgments without scores
-  are left out: nothing can be right or wrong about a ranking that is not there, and a vote drops them anyway.
 - Classes are not balanced: the logit should say how likely a judgment of this GRM is right.
 - Development examples are whole conversations: all judgments of all items with the same prompt are on one side, by a
   hash of the prompt, so that accuracy and AUC are honest and the split is the same for every ledger.
@@ -35,13 +33,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opengrm.errors import EngineError, MissingExtra, UsageError
-from opengrm.items import Item, Message, content_hash
+from opengrm.items import Item
 from opengrm.jsonl import read_rows, write_rows
 from opengrm.judgments import Judgment
-from opengrm.templates.meta import MetaTemplate, is_hinted
+from opengrm.templates.meta import MetaTemplate
+from opengrm.training.meta_examples import example_from_json, examples
+from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
 from opengrm.training.stage import PATIENCE, write_json
 from opengrm.voting.association import bootstrap, roc_auc
-from opengrm.voting.correctness import correct, label_of
 from opengrm.voting.intervals import share_interval
 
 OnProgress = Callable[[int, int, str], None]
@@ -96,84 +95,6 @@ class MetaSettings:
         for name in ("batch", "micro_batch", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', ' ')} is {getattr(self, name)}, expected at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One judgment to learn from.
-
-    Attributes:
-        item, sample, key: which judgment it is.
-        group: hash of the conversation that the item continues.
-        label: 1 if the judgment is correct, else 0.
-        messages: what the meta RM reads.
-    """
-
-    item: str
-    sample: int
-    key: str | None
-    group: str
-    label: int
-    messages: tuple[Message, ...]
-
-    def held_out(self, share: float) -> bool:
-        """Whether the example is for development; the same for all examples of a conversation."""
-        return int(self.group[:8], 16) < share * 2**32
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "messages": [m.to_json() for m in self.messages]}
-
-
-def example_from_json(row: Mapping[str, Any]) -> Example:
-    """Read a row of examples.jsonl."""
-    return Example(**{**row, "messages": tuple(Message(**m) for m in row["messages"])})
-
-
-def examples(
-    judgments: Iterable[Judgment], items: Mapping[str, Item], template: MetaTemplate, left_out: Counter[str]
-) -> Iterator[Example]:
-    """The examples that judgments make, streamed; every other judgment is counted by reason in `left_out`.
-
-    Args:
-        judgments: of any judge, with and without scores. One with the key and item of an earlier one counts once.
-        items: by id.
-        template: what the meta RM will read.
-        left_out: counts are added to it.
-    """
-    seen: set[int] = set()
-    for judgment in judgments:
-        if judgment.key is not None:
-            name = hash((judgment.key, judgment.item))
-            if name in seen:
-                left_out["there before"] += 1
-                continue
-            seen.add(name)
-        found = _example(judgment, items.get(judgment.item), template)
-        if isinstance(found, str):
-            left_out[found] += 1
-        else:
-            yield found
-
-
-def _example(judgment: Judgment, item: Item | None, template: MetaTemplate) -> Example | str:
-    """The example, or why there is none."""
-    if judgment.scores is None:
-        return "no scores"
-    if is_hinted(judgment):
-        return "hinted"
-    if item is None:
-        return "item not in the items"
-    label = label_of(item)
-    if label is None:
-        return "item without a label"
-    if len(judgment.scores) != item.n:
-        return "other number of scores than responses"
-    try:
-        messages = template.render(item, judgment)
-    except ValueError as error:
-        return str(error)
-    group = content_hash([[m.role, m.content] for m in item.prompt])
-    return Example(item.id, judgment.sample, judgment.key, group, int(correct(judgment.scores, label)), messages)
 
 
 def bce_with_logits(logits_B1: Any, labels_B: Any, items: Any = None) -> Any:
@@ -314,7 +235,7 @@ def train_meta(
         trainer.data_collator = _Collator(model.config.pad_token_id, packed=True)
     last = last_checkpoint(folder / CHECKPOINTS)
     if state.is_main_process:
-        _cut_metrics(folder / METRICS, 0 if last is None else int(last.name.rsplit("-", 1)[1]))
+        cut_metrics(folder / METRICS, step_of(last))
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
     # 4. The folder, and what the model is worth on conversations it has not seen.
@@ -330,12 +251,6 @@ def train_meta(
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
     return report
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint: the Trainer writes trainer_state.json last."""
-    found = [c for c in folder.glob("checkpoint-*") if c.name[11:].isdecimal() and _is_json(c / "trainer_state.json")]
-    return max(found, key=lambda c: int(c.name[11:]), default=None)
 
 
 def _classifier(base: str | Path, trust_remote_code: bool) -> tuple[Any, Any, str]:
@@ -569,19 +484,3 @@ def _log(path: Path, on_progress: OnProgress | None) -> Any:
                 on_progress(state.global_step, state.max_steps, self.note)
 
     return Log()
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines after the checkpoint that training goes on from: it writes them again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept if step else []), encoding="utf-8")
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

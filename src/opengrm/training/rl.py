@@ -26,9 +26,7 @@ Choices that the paper leaves open, or departures from it:
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +38,9 @@ from opengrm.items import Item
 from opengrm.ledger import Ledger
 from opengrm.templates.base import Template
 from opengrm.templates.forms import Forms, forms_of
+from opengrm.training.resume import last_checkpoint, step_of
 from opengrm.training.rewards import outcome_reward, rows, usable_items
+from opengrm.training.sft import lora
 from opengrm.training.stage import PATIENCE, begin, read_json, write_json
 from opengrm.voting.correctness import correct, label_of
 from opengrm.voting.orders import OrderKind
@@ -263,7 +263,7 @@ def train(
             args=config,
             train_dataset=data,
             processing_class=tokenizer,
-            peft_config=_lora(settings.lora_rank),
+            peft_config=lora(settings.lora_rank),
             rollout_func=(
                 own_rollouts(chat, sampling, settings.seed, settings.max_batch) if settings.rollouts == "own" else None
             ),
@@ -277,7 +277,7 @@ def train(
     if state.is_main_process:
         trainer.add_callback(MetricsCallback(output / "metrics.jsonl", settings.steps, said))
     if last is not None:
-        said(f"going on from step {last.name.rsplit('-', 1)[-1]}")
+        said(f"going on from step {step_of(last)}")
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
     # An ordinary checkpoint; config.json comes last into place and marks the run as done.
@@ -352,19 +352,6 @@ def grpo_config(settings: Settings, folder: Path, *, processes: int = 1, use_cpu
     )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint. Whatever a kill left half written is removed: its state file comes last."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[-1]), reverse=True)
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        return path
-    return None
-
-
 def _chosen_items(
     items: Sequence[Item],
     forms: Forms,
@@ -402,14 +389,6 @@ def _chosen_items(
     if missing := [key for key in row["keys"] if key not in by_key]:
         raise UsageError(f"{record.parent} holds a run on other items: {len(missing)} of them are not there now")
     return tuple(by_key[key] for key in row["keys"])
-
-
-def _lora(rank: int) -> Any:
-    if not rank:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _save(trainer: Any, tokenizer: Any, output: Path, main: bool) -> None:

@@ -32,6 +32,7 @@ from opengrm.engines.chat import ChatTokenizer
 from opengrm.engines.checkpoints import check_folder, find_model, first_line
 from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.items import conversation
+from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
 from opengrm.training.stage import PATIENCE, begin, read_json, write_json
 
 IGNORED = -100
@@ -220,16 +221,16 @@ def _train(
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
-        peft_config=_adapters(settings.lora_rank) if settings.lora_rank else None,
+        peft_config=lora(settings.lora_rank),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(_reporter(output / METRICS, on_step))
 
     # Train, from the last whole checkpoint if there is one.
     started = time.monotonic()
-    checkpoint = _last_checkpoint(output / CHECKPOINTS)
+    checkpoint = last_checkpoint(output / CHECKPOINTS)
     if state.is_main_process:
-        _cut_metrics(output / METRICS, 0 if checkpoint is None else _step(checkpoint))
+        cut_metrics(output / METRICS, step_of(checkpoint))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     # The result: saved as trained, then made an ordinary folder by one process.
@@ -241,7 +242,7 @@ def _train(
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "processes": state.num_processes,
-        "resumed_from": None if checkpoint is None else _step(checkpoint),
+        "resumed_from": None if checkpoint is None else step_of(checkpoint),
         "seconds": time.monotonic() - started,
     }
     if state.is_main_process:
@@ -336,8 +337,10 @@ def end_token(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _adapters(rank: int) -> Any:
-    """LoRA on all linear layers (Hu et al. 2021), scaled by 2."""
+def lora(rank: int) -> Any:
+    """LoRA of this rank on all linear layers (Hu et al. 2021), scaled by 2; None for rank 0."""
+    if not rank:
+        return None
     import peft
 
     return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -363,28 +366,6 @@ def _reporter(metrics: Path, on_step: OnStep | None) -> Any:
                 on_step(state.global_step, self.last)
 
     return Reporter()
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines behind `step`, which are made again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end (its `trainer_state.json` comes last); others are removed."""
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / "trainer_state.json").exists():
-            whole.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return max(whole, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _write_model(output: Path, base: Path, tokenizer: Any, end: int, options: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The whole of SPCT in a row, from one TOML file: base -> RFT -> RL -> meta RM -> evaluation.
 
-    run(read_config("recipes/rubric-world.toml"), Path("runs/rubric-world"))
+    run(spct_config.read_config("recipes/rubric-world.toml"), Path("runs/rubric-world"))
 
 Seven stages, each of which leaves its result in the run's folder, is done once, and goes on where it was killed:
 
@@ -20,21 +20,19 @@ same function on the same folder. What only one process can do, the too-easy fil
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from opengrm.engines import Engine, EngineKind, Sampling, open_engine
+from opengrm.engines import Sampling
 from opengrm.engines.checkpoints import find_model
-from opengrm.errors import MissingExtra, UsageError
+from opengrm.errors import UsageError
 from opengrm.items import Item, content_hash
 from opengrm.jsonl import write_rows
 from opengrm.judgments import Judgment
@@ -43,266 +41,14 @@ from opengrm.reading import read_items
 from opengrm.templates import get_template
 from opengrm.templates.forms import Forms, forms_of
 from opengrm.training import evaluation, rft, rl
-from opengrm.training.evaluation import EvaluationSettings
-from opengrm.training.meta_rm import MetaSettings
-from opengrm.training.sft import SFTSettings
+from opengrm.training.spct_config import Config, Tasks, World
 from opengrm.training.stage import read_json, write_json
-from opengrm.training.trajectories import CollectSettings
-from opengrm.voting.orders import OrderKind
 
 Stage = Literal["data", "collect", "tune", "rl", "fresh", "meta", "evaluate"]
 STAGES: tuple[Stage, ...] = ("data", "collect", "tune", "rl", "fresh", "meta", "evaluate")
-LAUNCHED = ("tune", "rl", "meta")  # stages that run in several processes
 _BEHIND = "OPENGRM_LAUNCHED"  # set for a launcher: one that starts a single process need not set RANK
 RUN = "spct.json"
 Say = Callable[[str], None]
-_STRICT: dict[str, Any] = {"extra": "forbid"}  # an unknown key in the file is an error
-
-
-@dataclass(frozen=True)
-class World:
-    """Items of RubricWorld instead of a file; see `worlds.rubric.generate_items`.
-
-    Attributes:
-        count, responses, split, seed, difficulty, label_noise: as there. A run's seed is added (times 1,000) to the
-            seeds of what it trains on, so that runs differ in their data as well; not to those of held-out items.
-    """
-
-    count: int
-    responses: int | str = 2
-    split: Literal["train", "dev", "test"] = "train"
-    seed: int = 0
-    difficulty: float = 0.5
-    label_noise: float = 0.0
-
-    __pydantic_config__ = _STRICT
-
-    def items(self, shift: int = 0) -> Iterator[Item]:
-        """The items, `shift` added to the seed; single responses with 0/1 labels.
-
-        Raises:
-            ValueError: a value out of range.
-        """
-        from opengrm.worlds.rubric import generate_items
-
-        if self.count < 1:
-            raise ValueError(f"count is {self.count}, expected at least 1")
-        span = re.fullmatch(r"(\d)-(\d)", str(self.responses))
-        n: Any = (int(span[1]), int(span[2])) if span else self.responses
-        return generate_items(
-            self.count, seed=self.seed + shift, split=self.split, n=n, difficulty=self.difficulty,
-            label_noise=self.label_noise, binary=n in (1, "mixed") or (span is not None and n[0] == 1),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """Instruction rows of RubricWorld instead of a file; see `worlds.instructions`."""
-
-    count: int
-    tasks: tuple[str, ...] = ("name", "check", "write")
-    seed: int = 0
-
-    __pydantic_config__ = _STRICT
-
-
-@dataclass(frozen=True)
-class Data:
-    """What the stages read: files as in docs/formats.md, or RubricWorld.
-
-    Attributes:
-        rft, rl: labelled items to train on (the meta RM's come from `rft`).
-        test: held-out items, by the name that the results give them.
-        instructions: general instruction rows {"prompt", "completion"}; None mixes nothing in.
-        allow_overlap: go on although a held-out conversation is also trained on.
-    """
-
-    rft: str | World
-    rl: str | World
-    test: dict[str, str | World]
-    instructions: str | Tasks | None = None
-    allow_overlap: bool = False
-
-    __pydantic_config__ = _STRICT
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """What samples outside of RL: trajectories, the too-easy filter, fresh judgments, the evaluation.
-
-    Attributes:
-        kind: "transformers", "vllm" or "openvino"; each opens the checkpoint at hand in this process.
-        batch, device, dtype, options: as for `engines.open_engine`.
-    """
-
-    kind: EngineKind = "transformers"
-    batch: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    options: dict[str, Any] = field(default_factory=dict)
-
-    __pydantic_config__ = _STRICT
-
-    def open(self, model: str) -> Engine:
-        """The engine of one checkpoint."""
-        return open_engine(
-            self.kind, model, batch=self.batch, device=self.device, dtype=self.dtype, engine_options=self.options
-        )
-
-
-@dataclass(frozen=True)
-class RFT:
-    """Rejective fine-tuning: what is sampled and kept, the mix, the fine-tuning.
-
-    Attributes:
-        sampler: the model that is sampled; None is the base (the paper's was larger).
-        n_rft, non_hinted, hinted, orders: see `CollectSettings`.
-        temperature, top_p, max_tokens: of the trajectories.
-        instruction_share: of the training set (paper: 0.852); not used without instructions.
-        sft: see `SFTSettings`.
-    """
-
-    sampler: str | None = None
-    n_rft: int = 3
-    non_hinted: bool = True
-    hinted: bool = True
-    orders: OrderKind = "balanced"
-    temperature: float = 0.5
-    top_p: float = 1.0
-    max_tokens: int = 1024
-    instruction_share: float = rft.INSTRUCTION_SHARE
-    sft: SFTSettings = field(default_factory=SFTSettings)
-
-    __pydantic_config__ = _STRICT
-
-    @property
-    def collect(self) -> CollectSettings:
-        """The settings of the first half."""
-        sampling = Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
-        return CollectSettings(self.n_rft, self.non_hinted, self.hinted, sampling, self.orders)
-
-
-@dataclass(frozen=True)
-class RL:
-    """RL: the trainer's settings and the too-easy filter.
-
-    Attributes:
-        reference: judges every item three times, and drops it if all are right: "base", "rft", a folder or a hub id
-            (paper: DeepSeek-V2-Lite-Chat); None drops none.
-        reference_temperature: of its judgments.
-        grpo: see `rl.Settings`.
-    """
-
-    reference: str | None = None
-    reference_temperature: float = 0.5
-    grpo: rl.Settings = field(default_factory=rl.Settings)
-
-    __pydantic_config__ = _STRICT
-
-
-@dataclass(frozen=True)
-class Meta:
-    """The meta RM.
-
-    Attributes:
-        base: what it starts from: "base" (the paper's), "rft", "rl", a folder or a hub id.
-        fresh: judgments of the trained GRM for each item of the RFT stage (paper: 3), at the RFT stage's sampling.
-        template: what it reads, "meta" or "meta-compact"; None goes by the judgments' template.
-        train: see `MetaSettings`.
-    """
-
-    base: str = "base"
-    fresh: int = 3
-    template: str | None = None
-    train: MetaSettings = field(default_factory=MetaSettings)
-
-    __pydantic_config__ = _STRICT
-
-
-@dataclass(frozen=True)
-class Config:
-    """One run.
-
-    Attributes:
-        base: "nano-base", a folder, or a hub id.
-        data: what is read.
-        template: prompt family, a joint form ("grm", "compact", "compact+no-principles", or a user's file).
-        seed: of training, and of generated training data.
-        engine, rft, rl, meta, evaluation: the stages.
-        launch: stage name to launcher command, for "tune", "rl" and "meta".
-    """
-
-    base: str
-    data: Data
-    template: str = "grm"
-    seed: int = 0
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    rft: RFT = field(default_factory=RFT)
-    rl: RL = field(default_factory=RL)
-    meta: Meta = field(default_factory=Meta)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    launch: dict[str, str] = field(default_factory=dict)
-
-    __pydantic_config__ = _STRICT
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.launch) - set(LAUNCHED)):
-            raise UsageError(f"launch {', '.join(unknown)}: expected {', '.join(LAUNCHED)}")
-        if not self.data.test:
-            raise UsageError("data.test is empty: name at least one held-out set")
-        for name in self.data.test:
-            # It becomes a file's name, beside those of what is trained on.
-            if name in ("rft", "rl", "instructions") or not re.fullmatch(r"[\w-]+", name):
-                raise UsageError(f"data.test.{name}: choose another name: letters, digits, - and _, not rft or rl")
-
-
-def read_config(path: str | Path, *, seed: int | None = None) -> Config:
-    """Read a TOML file; a relative path of data in it is meant from the file's folder.
-
-    Args:
-        path: the file.
-        seed: instead of the file's.
-
-    Raises:
-        UsageError: it cannot be read, a key is unknown, or a value is not what it has to be; with its place.
-        MissingExtra: pydantic, which checks it, is not installed.
-    """
-    try:
-        from pydantic import TypeAdapter, ValidationError
-    except ImportError:
-        raise MissingExtra("reading a run's configuration", "train") from None
-    path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
-    try:
-        config = TypeAdapter(Config).validate_python(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # A union's branches are named in brackets or as types: the key is what a person can find in the file.
-        place = ".".join(str(p) for p in first["loc"] if str(p).isidentifier() and not str(p)[0].isupper())
-        raise UsageError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
-    except (UsageError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from None
-    config = _from_folder(config, path.parent)
-    return config if seed is None else replace(config, seed=seed)
-
-
-def _from_folder(config: Config, folder: Path) -> Config:
-    def found(source: Any) -> Any:
-        return str(folder / source) if isinstance(source, str) else source
-
-    data = config.data
-    return replace(
-        config,
-        data=replace(
-            data, rft=found(data.rft), rl=found(data.rl), instructions=found(data.instructions),
-            test={name: found(source) for name, source in data.test.items()},
-        ),
-    )  # fmt: skip
 
 
 def run(

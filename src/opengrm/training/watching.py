@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from opengrm.training.resume import cut_metrics
+
 # what TRL calls a number -> what we call it
 NAMES = {
     "loss": "loss",
@@ -75,18 +77,8 @@ class MetricsCallback(TrainerCallback):
         self.began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        done = []
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:  # the kill came in the middle of a line
-                    break
-                if row["step"] > state.global_step:
-                    break
-                done.append(line + "\n")
-                self.tokens = row["tokens_so_far"] or 0.0
-        self.path.write_text("".join(done), encoding="utf-8")
+        done = cut_metrics(self.path, state.global_step)
+        self.tokens = (json.loads(done[-1])["tokens_so_far"] or 0.0) if done else 0.0
         self.began = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:

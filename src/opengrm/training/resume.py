@@ -1,0 +1,48 @@
+"""What a killed stage of training goes on from: its newest whole checkpoint, and the metrics up to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole `checkpoint-<step>` of a Trainer. What a kill left half written is removed.
+
+    The Trainer writes trainer_state.json last, so a folder without one that can be read is not whole.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
+    for path in sorted(found, key=step_of, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        return path
+    return None
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step of a checkpoint's name; 0 for none."""
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def cut_metrics(path: Path, step: int) -> list[str]:
+    """Drop the lines of a metrics file behind `step`, which are made again, and return those that stay.
+
+    A line that a kill cut off is dropped too, and everything behind it.
+    """
+    kept: list[str] = []
+    if not path.exists():
+        return kept
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            later = json.loads(line)["step"] > step
+        except ValueError:
+            break
+        if later:
+            break
+        kept.append(line)
+    path.write_text("".join(f"{line}\n" for line in kept if step), encoding="utf-8")
+    return kept if step else []
