@@ -252,6 +252,23 @@ def test_what_is_kept_of_nothing(tmp_path: Path) -> None:
         plan_mix(0, 0)
 
 
+def test_tuning_without_a_kept_trajectory(tmp_path: Path) -> None:
+    """The ablation "w/o both": `collect` leaves an empty file behind, and instruction rows are what is learned."""
+    from opengrm.errors import UsageError
+    from opengrm.training.rft import KEPT, tune_stage
+    from opengrm.training.sft import SFTSettings
+
+    settings = SFTSettings(steps=1, batch=4, micro_batch=4)
+    (tmp_path / KEPT).touch()
+    with pytest.raises(UsageError, match="nothing to train on"):
+        tune_stage("nano-base", tmp_path, None, settings)
+    rows = [{"prompt": f"Say {n}.", "completion": str(n)} for n in range(5)]
+    (tmp_path / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    report = tune_stage("nano-base", tmp_path, tmp_path / "instructions.jsonl", settings)
+    assert (report["trajectories"], report["instructions"]) == (0, 5)
+    assert (tmp_path / "model" / "config.json").exists()
+
+
 def test_rows_are_pairs_with_the_chosen_one_best() -> None:
     (item,) = items_from_row(preference(3))
     assert item == Item(

@@ -125,7 +125,7 @@ def rft(
     from opengrm.engines.checkpoints import is_embedded
     from opengrm.templates import get_template
     from opengrm.templates.forms import forms_of
-    from opengrm.training.rft import INSTRUCTION_SHARE, collect_stage, tune_stage
+    from opengrm.training.rft import INSTRUCTION_SHARE, collect_stage, count_rows, tune_stage
     from opengrm.training.sft import SFTSettings
     from opengrm.training.trajectories import CollectSettings
 
@@ -149,6 +149,8 @@ def rft(
         "dtype": dtype, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     bad = bad_rows(on_bad)
+    if instructions is not None and not collect_only:
+        count_rows(instructions)  # a malformed row is told now, not after hours of sampling
     try:
         with growing("collecting", quiet=quiet) as show:
             collected = collect_stage(

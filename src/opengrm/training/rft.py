@@ -144,7 +144,7 @@ def tune_stage(
         What `train.json` holds, with the mix.
     """
     kept = output / KEPT
-    trajectories = count_rows(kept) if kept.exists() else 0
+    trajectories = count_rows(kept) if kept.exists() and kept.stat().st_size else 0
     available = 0 if instructions is None else count_rows(instructions)
     mix = plan_mix(trajectories, available, share if instructions is not None else 0.0)
     key = f"kept {digest(kept) if trajectories else 'nothing'} + {mix.instructions} of "

@@ -167,6 +167,8 @@ def _data(config: Config, folder: Path, say: Say) -> None:
             trained |= prompts
         say(f"{name}: {path}")
     tasks = config.data.instructions
+    if isinstance(tasks, str):
+        rft.count_rows(tasks)  # a malformed row is told now, not after the sampling
     if isinstance(tasks, Tasks):
         rows = generate_instructions(tasks.count, seed=tasks.seed + 1000 * config.seed, tasks=tasks.tasks)
         try:
