@@ -6,14 +6,14 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
+from opengrm.cli.judges import JudgeName
 from opengrm.cli.options import (
     REDUCE_HELP,
     BadRows,
@@ -29,27 +29,22 @@ from opengrm.cli.options import (
     is_stream,
     json_object,
     key_values,
-    print_table,
     voting_rule,
 )
 from opengrm.cli.progress import progress
 from opengrm.errors import BadRow, UsageError
 
 if TYPE_CHECKING:
-    from opengrm.engines.base import Engine
-    from opengrm.items import Item, Message
-    from opengrm.judges.grm import GRM
+    from opengrm.cli.judges import Chosen
+    from opengrm.items import Item
+    from opengrm.judges.base import Paradigm
     from opengrm.judges.meta import MetaRM
     from opengrm.judges.run import Summary
-    from opengrm.judgments import Judgment
     from opengrm.ledger import Ledger
-    from opengrm.templates.base import Template
-    from opengrm.verdicts import Verdict
-    from opengrm.voting.guided import Rule
 
 
 EngineName = Literal["transformers", "openai", "vllm", "openvino"]
-MOST_VOTES = 100_000
+VOTES, MOST_VOTES = 8, 100_000
 HAND, MODEL, SAMPLING, RUN = "One item by hand", "Model", "Sampling and voting", "Run"
 
 
@@ -85,6 +80,10 @@ def judge(
     principle: Annotated[
         list[str] | None, typer.Option(help="A principle to judge by; give one or more.", rich_help_panel=HAND)
     ] = None,
+    by: Annotated[
+        JudgeName,
+        typer.Option("--judge", help="The kind of judge: grm (pointwise generative).", rich_help_panel=MODEL),
+    ] = "grm",
     model: Annotated[
         str,
         typer.Option(help='"nano" (embedded), a folder, a hub id, or the name a server uses.', rich_help_panel=MODEL),
@@ -158,8 +157,11 @@ def judge(
         ),
     ] = None,
     k: Annotated[
-        int, typer.Option("-k", min=1, max=MOST_VOTES, help="Judgments of each item.", rich_help_panel=SAMPLING)
-    ] = 8,
+        int | None,
+        typer.Option(
+            "-k", min=1, max=MOST_VOTES, help="Judgments of each item. Default: 8.", rich_help_panel=SAMPLING
+        ),
+    ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(min=0.0, help="0 is greedy. Default: the paper's 0.5; 1.0 for nano.", rich_help_panel=SAMPLING),
@@ -216,10 +218,9 @@ def judge(
 
         opengrm judge --prompt "Name a prime." --response "7" --response "8"
     """
-    from opengrm.engines.base import Sampling
-    from opengrm.engines.checkpoints import is_embedded
+    from opengrm.cli.by_hand import item_by_hand, judge_by_hand
+    from opengrm.cli.judges import Options, choose_judge
     from opengrm.jsonl import bare_name
-    from opengrm.judges.grm import GRM
 
     if (items is None) == (prompt is None):
         raise UsageError("give either a file of items, or one item by hand with --prompt and --response")
@@ -227,31 +228,19 @@ def judge(
         raise UsageError("--response, --reference and --principle go with --prompt")
     if reduce == "meta" and meta is None:
         raise UsageError("--reduce meta needs --meta, the model that scores the judgments")
-    rule = voting_rule(reduce or ("sum" if meta is None else "meta"), k_meta, meta_threshold, meta_weights)
-    nano = is_embedded(model)
-    shown = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
-    chosen = _template(template, "compact" if nano else "grm", shown)
-    engine_settings: dict[str, Any] = {
+    engine_settings = {
+        "kind": engine, "base_urls": base_url or [], "batch": batch, "concurrency": concurrency, "timeout": timeout,
+        "device": device, "dtype": dtype, "trust_remote_code": trust_remote_code,
         "chat_template_kwargs": json_object("--chat-template-kwargs", chat_template_kwargs),
         "extra_body": json_object("--extra-body", extra_body),
         "engine_options": key_values("--engine-option", engine_option or []),
-    }
-    try:
-        sampling = Sampling(
-            temperature=temperature if temperature is not None else (1.0 if nano else 0.5),
-            top_p=top_p,
-            max_tokens=max_tokens or (256 if nano else 1024),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-    def open_engine() -> Engine:
-        from opengrm import engines
-
-        return engines.open_engine(
-            engine, model, base_urls=base_url or [], batch=batch, concurrency=concurrency, timeout=timeout,
-            device=device, dtype=dtype, trust_remote_code=trust_remote_code, **engine_settings,
-        )  # fmt: skip
+    }  # fmt: skip
+    given = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
+    chosen = choose_judge(by, Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given))
+    rule = voting_rule(
+        reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
+    )
+    k = _votes(k, chosen.paradigm)
 
     def open_meta(kept: Ledger | None, stack: ExitStack) -> MetaRM | None:
         if meta is None:
@@ -265,11 +254,9 @@ def judge(
     if prompt is not None:
         if any((output, judgments, ledger, on_bad != "stop")):
             raise UsageError("--output, --judgments, --ledger and --on-bad go with a file of items, not with --prompt")
-        item = _by_hand(prompt, response or [], reference, principle, chosen)
+        item = item_by_hand(prompt, response or [], reference, principle, chosen)
         with ExitStack() as stack:
-            opened = open_engine()
-            stack.callback(opened.close)
-            _judge_one(GRM(opened, chosen, sampling, orders), open_meta(None, stack), item, k, rule, as_json)
+            judge_by_hand(chosen.open(None, stack), open_meta(None, stack), item, k, rule, as_json)
         return
 
     assert items is not None
@@ -301,14 +288,12 @@ def judge(
         kept = stack.enter_context(Ledger(ledger))
         verdict_rows = stack.enter_context(RowWriter(output or "-"))
         judgment_rows = None if judgments is None else stack.enter_context(RowWriter(judgments))
-        opened = open_engine()
-        stack.callback(opened.close)
+        opened = chosen.open(kept, stack)
         summary = Summary()
         show = stack.enter_context(progress("judging", count * k, quiet=quiet))
-        grm = GRM(opened, chosen, sampling, orders, kept)
         usable = _usable(items, name, chosen, bad_rows("skip"))
         run = verdicts(
-            grm,
+            opened,
             usable,
             k,
             reduce=rule,
@@ -333,60 +318,24 @@ def judge(
     _report(summary, k, ledger, output, as_json, sys.stderr if rows_shown else sys.stdout)
 
 
-def _template(name: str | None, default: str, shown: Sequence[str]) -> Template:
-    """The template of that name; without one the default, with the additions that show what was given by hand."""
-    from opengrm.templates import get_template
-
-    return get_template("+".join([default, *shown]) if name is None else name)
-
-
-def _by_hand(
-    prompt: str, responses: list[str], reference: str | None, principles: list[str] | None, template: Template
-) -> Item:
-    """The item of the command line, checked against the template before a model is loaded."""
-    from opengrm.items import Item, Message
-
-    if not responses:
-        raise UsageError("--prompt needs at least one --response")
-    given = tuple(principles) if principles else None
-    item = Item((Message("user", prompt),), tuple(responses), reference=reference, principles=given, id="by-hand")
-    try:
-        check_renders(template, item)
-    except ValueError as error:
-        raise UsageError(f"template {template.name}: {error}") from error
-    for option, without in (
-        ("--reference", replace(item, reference=None)),
-        ("--principle", replace(item, principles=None)),
-    ):
-        if without != item and _prompt(template, without) == _prompt(template, item):
-            raise UsageError(f"template {template.name} does not show what {option} gives: leave out one of them")
-    return item
+def _votes(k: int | None, paradigm: Paradigm) -> int:
+    """How many judgments of each item: one where every further one would be the same."""
+    if paradigm.sampled:
+        return k or VOTES
+    if k not in (None, 1):
+        raise UsageError(f"-k {k}: a {paradigm.title} judge gives the same scores every time, so -k is 1")
+    return 1
 
 
-def _prompt(template: Template, item: Item) -> tuple[Message, ...] | None:
-    """The prompt of the item as it is; None where the template cannot show it."""
-    shown = item.only(0) if template.solo else item
-    try:
-        return template.render(shown, range(shown.n))
-    except ValueError:
-        return None
-
-
-def check_renders(template: Template, item: Item) -> None:
-    """Raise the template's ValueError if it cannot show this item."""
-    shown = item.only(0) if template.solo else item
-    template.render(shown, range(shown.n))
-
-
-def _usable(path: Path, name: str, template: Template, on_bad: BadRows) -> Iterator[Item]:
-    """The file's items that the template can show; every other row goes to `on_bad` with its place."""
+def _usable(path: Path, name: str, chosen: Chosen, on_bad: BadRows) -> Iterator[Item]:
+    """The file's items that the judge can be shown; every other row goes to `on_bad` with its place."""
     from opengrm.reading import read_located_items
 
     for where, item in read_located_items(path, on_bad, name=name):
         try:
-            check_renders(template, item)
+            chosen.shown(item)
         except ValueError as error:
-            on_bad(BadRow(where, f"template {template.name}: {error}"))
+            on_bad(BadRow(where, f"{chosen.reads}: {error}"))
             continue
         yield item
 
@@ -434,64 +383,3 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
     lines += [f"verdicts: {output}"] if output else []
     lines += [f"ledger: {ledger}"] if ledger else []
     print("\n".join(lines), file=sys.stderr)
-
-
-def _judge_one(grm: GRM, meta: MetaRM | None, item: Item, k: int, how: Rule, as_json: bool) -> None:
-    """Judge one item and print everything."""
-    from opengrm.judges.run import verdicts
-
-    ((_, judgments, verdict),) = verdicts(grm, [item], k, reduce=how, meta=meta)
-    if as_json:
-        row = {"verdict": verdict.to_json(), "judgments": [j.to_json() for j in judgments]}
-        print(json.dumps(row, ensure_ascii=False))
-    else:
-        print_judgments(item, judgments, verdict, how=how, shown=k)
-
-
-def print_judgments(item: Item, judgments: Sequence[Judgment], verdict: Verdict, *, how: Rule, shown: int) -> None:
-    """Print the first judgments of an item and its verdict as a person wants to read them."""
-    from rich.console import Console
-    from rich.text import Text
-
-    from opengrm.voting.guided import rule_name
-
-    console = Console(highlight=False)
-    for judgment in judgments[:shown]:
-        order = " ".join(str(i + 1) for i in judgment.order or ())
-        console.rule(
-            Text(f"judgment {judgment.sample + 1} of {len(judgments)}, responses shown in order {order}"), align="left"
-        )
-        if judgment.error is not None:
-            console.print(Text(f"missing: {judgment.error}", style="red"))
-            console.print(Text(judgment.text or ""))
-            continue
-        for name, value in (("principles", judgment.principles), ("critique", judgment.critique)):
-            console.print(Text.assemble((f"{name}: ", "bold"), value or "-"))
-        if judgment.meta is not None:
-            console.print(Text.assemble(("meta score: ", "bold"), f"{judgment.meta:g}"))
-        scores = ", ".join(f"response {i + 1}: {s:g}" for i, s in enumerate(judgment.scores or ()))
-        console.print(Text.assemble(("scores: ", "bold"), scores))
-    rows = [
-        {
-            "response": str(i + 1),
-            "text": text if len(text) <= 60 else text[:57] + "...",
-            f"{rule_name(how)} of {verdict.used} votes": "-" if verdict.scores is None else f"{verdict.scores[i]:g}",
-            "rank": str(verdict.ranking.index(i) + 1) if verdict.ranking else "-",
-        }
-        for i, text in enumerate(item.responses)
-    ]
-    print_table("verdict", rows)
-    console.print(Text(_sentence(verdict)))
-
-
-def _sentence(verdict: Verdict) -> str:
-    cost = f"{verdict.prompt_tokens:,} tokens in, {verdict.completion_tokens:,} out"
-    counts = f"{verdict.valid} of {verdict.asked} judgments valid; {cost}."
-    if verdict.scores is None:
-        return f"No verdict: no judgment could be read. {counts}"
-    if verdict.tied:
-        return f"Responses {', '.join(str(i + 1) for i in verdict.tied)} tie at the top. {counts}"
-    if verdict.winner is None:
-        return f"Score {verdict.scores[0]:g}. {counts}"
-    sure = "" if verdict.confidence is None else f", leading with probability {verdict.confidence:.0%}"
-    return f"Response {verdict.winner + 1} is best{sure}. {counts}"

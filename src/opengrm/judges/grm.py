@@ -14,19 +14,18 @@ Items of the same content that are open together share their samples.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from opengrm.engines.base import Completion, Engine, Request, Sampling
 from opengrm.items import Item, Message, content_hash
+from opengrm.judges.base import OnJudgment
 from opengrm.judgments import Judgment, own_order
 from opengrm.ledger import Ledger
 from opengrm.templates.base import Parsed, Template
 from opengrm.voting.orders import OrderKind, plan_orders
-
-OnJudgment = Callable[[Judgment, float], None]
 
 
 @dataclass(frozen=True)

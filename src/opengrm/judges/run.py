@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from opengrm.items import Item
-from opengrm.judges.grm import GRM
+from opengrm.judges.base import Judge
 from opengrm.judges.meta import MetaRM
 from opengrm.judgments import Judgment
 from opengrm.verdicts import Verdict
@@ -148,7 +148,7 @@ class Summary:
 
 
 def verdicts(
-    judge: GRM,
+    judge: Judge,
     items: Iterable[Item],
     k: int,
     *,
