@@ -2,7 +2,8 @@
 
     python scripts/measure_spct.py run main-0 main-1 main-2     training and evaluation, resumable; hours on one core
     python scripts/measure_spct.py run no-principles ...        an ablation each, from the runs of main-0
-    python scripts/measure_spct.py report                       results/spct-{main,ablation,principles}.json
+    python scripts/measure_spct.py run size-64                  the recipe on a base of another width
+    python scripts/measure_spct.py report                       results/spct-{main,ablation,principles,sizes}.json
 
 Runs are independent processes on one folder each (set OMP_NUM_THREADS=1 when two run), but ablations copy what they
 share with main-0, so that comes first. `report` writes what is there and says what is missing.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +39,9 @@ from opengrm.worlds.rubric import generate_items
 
 RECIPE = Path("recipes/rubric-world.toml")
 SEEDS = (0, 1, 2)
+WIDTHS = (64,)  # besides the recipe's 128
 ABLATION_ITEMS = 500
+NANO = 714_240  # parameters of the embedded models
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ PAPER = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    names = [*(f"main-{seed}" for seed in SEEDS), *ABLATIONS, "principles"]
+    names = [*(f"main-{seed}" for seed in SEEDS), *ABLATIONS, "principles", *(f"size-{width}" for width in WIDTHS)]
     runs = commands.add_parser("run", help="train and measure")
     runs.add_argument("names", nargs="+", choices=names)
     runs.add_argument("--stage", nargs="*", choices=STAGES, default=list(STAGES), help="of main runs")
@@ -107,6 +111,8 @@ def main() -> None:
     for name in args.names:
         if name.startswith("main-"):
             main_run(args.folder, int(name[5:]), args.stage)
+        elif name.startswith("size-"):
+            size_run(args.folder, int(name[5:]))
         elif name == "principles":
             principles(args.folder)
         else:
@@ -127,9 +133,39 @@ def main_run(folder: Path, seed: int, stages: Sequence[Stage]) -> None:
     models = {"rft": str(place / "rft" / "model"), "rl": str(place / "rl")}
     if seed == 0:
         models = {"base": config.base, **models}
-    settings = replace(config.evaluation, votes={} if seed == 0 else config.evaluation.votes, k_meta=(1, 8, 16))
+    settings = replace(
+        config.evaluation, votes={} if seed == 0 else config.evaluation.votes, guided=("base", "rl"), k_meta=(1, 8, 16)
+    )
     found = measured(models, held_out(), config, place, settings, meta=place / "meta" / "model")
     write_json(place / "measured.json", found)
+
+
+def size_run(folder: Path, width: int) -> None:
+    """The recipe, seed 0, on a base of another width, and its models on the held-out pairs."""
+    place, base = folder / f"size-{width}", folder / f"nano-{width}" / "faulty"
+    if not base.exists():
+        raise SystemExit(
+            f"{base} is not there: python scripts/pretrain_nano.py --width {width} --output {base.parent} makes it"
+        )
+    config = replace(read_config(RECIPE, seed=0), base=str(base))
+    run(config, place, stages=[stage for stage in STAGES if stage != "evaluate"])
+    models = {"base": config.base, "rft": str(place / "rft" / "model"), "rl": str(place / "rl")}
+    settings = replace(config.evaluation, guided=("base", "rl"))
+    pairs = {"pairs": held_out()["pairs"]}
+    found = measured(models, pairs, config, place, settings, meta=place / "meta" / "model")
+    write_json(place / "measured.json", {**found, "parameters": parameters(base)})
+
+
+def parameters(checkpoint: Path) -> int:
+    """How many numbers the weights of a checkpoint are."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            names = file.keys()
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def held_out() -> dict[str, list[Item]]:
@@ -237,6 +273,9 @@ def report(folder: Path, output: Path) -> None:
         report_main(folder, output, seeds)
     if "main-0" in found and "full" in found:
         report_ablation(folder, output, found)
+    sizes = {name: value for name, value in found.items() if name.startswith("size-")}
+    if sizes and "main-0" in found:
+        report_sizes(output, {"size-128": {**found["main-0"], "parameters": NANO}, **sizes})
     if "principles" in found:
         rows = found["principles"]["rows"]
         headline = {
@@ -288,6 +327,26 @@ def report_main(folder: Path, output: Path, seeds: Mapping[str, Mapping[str, Any
     }  # fmt: skip
     write_result(output / "spct-main.json", headline=headline, rows=rows, notes=notes)
     pictures(output, rows, notes["rl"])
+
+
+def report_sizes(output: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Accuracy against votes for each size of model: base, and after the recipe (seed 0)."""
+    from opengrm.reports.curves import plot_curves
+
+    rows, series, headline = [], {}, {}
+    for name, measured in sorted(found.items(), key=lambda pair: pair[1]["parameters"]):
+        size, width = measured["parameters"], name[5:]
+        same = [r for r in measured["rows"] if r["set"] == "pairs"]
+        rows += [{"width": int(width), "parameters": size, **row} for row in same]
+        for model in ("base", "rl"):
+            votes = [r for r in same if r["model"] == model and r["how"] == "sum"]
+            series[f"{size / 1e6:.2f} M, {'base' if model == 'base' else 'after SPCT'}"] = votes
+            wanted = {"greedy": ("greedy", 1), "k1": ("sum", 1), "k8": ("sum", 8), "k32": ("sum", 32)}
+            for key, place in wanted.items():
+                value = next(r for r in same if r["model"] == model and (r["how"], r["k"]) == place)
+                headline[f"w{width}_{model}_{key}"] = value["accuracy"]["mean"]
+    plot_curves(output / "spct-sizes.png", series, title="RubricWorld, 2,000 held-out pairs, seed 0")
+    write_result(output / "spct-sizes.json", headline=headline, rows=rows)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
