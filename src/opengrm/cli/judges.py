@@ -7,10 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from opengrm.errors import UsageError
-
 if TYPE_CHECKING:
-    from opengrm.engines.base import Engine, Sampling
+    from opengrm.engines.base import Engine
     from opengrm.items import Item, Message
     from opengrm.judges.base import Judge, Paradigm
     from opengrm.ledger import Ledger
@@ -65,10 +63,15 @@ def choose_judge(name: JudgeName, options: Options) -> Chosen:
 
 
 def _grm(options: Options) -> Chosen:
+    from opengrm.cli.defaults import default_sampling, default_template
     from opengrm.judges.base import PARADIGMS
     from opengrm.judges.grm import GRM
+    from opengrm.templates import get_template
 
-    template, sampling = _template(options, "compact", "grm"), _sampling(options)
+    template = get_template(options.template or "+".join([default_template(options.model), *options.extras]))
+    sampling = default_sampling(
+        template, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+    )
 
     def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
         return GRM(_engine(options, stack), template, sampling, options.orders, ledger)
@@ -80,30 +83,6 @@ def rendered(template: Template, item: Item) -> tuple[Message, ...]:
     """The prompt of the item as it is; of its first response in a solo form. Raises ValueError."""
     shown = item.only(0) if template.solo else item
     return template.render(shown, range(shown.n))
-
-
-def _template(options: Options, small: str, large: str) -> Template:
-    """The template of that name; without one the default, for embedded models or others, with what it is to show."""
-    from opengrm.engines.checkpoints import is_embedded
-    from opengrm.templates import get_template
-
-    default = "+".join([small if is_embedded(options.model) else large, *options.extras])
-    return get_template(options.template or default)
-
-
-def _sampling(options: Options) -> Sampling:
-    from opengrm.engines.base import Sampling
-    from opengrm.engines.checkpoints import is_embedded
-
-    nano = is_embedded(options.model)
-    try:
-        return Sampling(
-            temperature=options.temperature if options.temperature is not None else (1.0 if nano else 0.5),
-            top_p=options.top_p,
-            max_tokens=options.max_tokens or (256 if nano else 1024),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _engine(options: Options, stack: ExitStack) -> Engine:

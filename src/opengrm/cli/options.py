@@ -27,6 +27,14 @@ OnBad = Annotated[Bad, typer.Option("--on-bad", help="A malformed row: stop, or 
 JsonOut = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
+ChatVariables = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="Variables of the model's chat template, e.g. '{\"enable_thinking\": false}'.",
+    ),
+]
 KMeta = Annotated[
     int | None, typer.Option("--k-meta", min=1, help="With --reduce meta: how many judgments count. Default: k/2.")
 ]

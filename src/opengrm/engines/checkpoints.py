@@ -53,6 +53,20 @@ def embedded_folder(name: str) -> Path:
     return Path(__file__).resolve().parents[1] / "embedded" / name
 
 
+def named_template(model: str | Path) -> str | None:
+    """The prompt family that a model was trained to judge in, as its config.json says (`opengrm_template`).
+
+    Only embedded models and folders are looked at; None where nothing is said.
+    """
+    if is_embedded(model):
+        return "compact"
+    try:
+        named = json.loads((Path(model) / "config.json").read_text(encoding="utf-8")).get("opengrm_template")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return named if isinstance(named, str) else None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers would load, by name."""
     return sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith("consolidated"))
@@ -75,9 +89,22 @@ def check_folder(folder: Path) -> None:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         also = " (only pickled ones, which are not loaded: convert them to safetensors)" if pickled else ""
         raise EngineError(f"{folder}: no *.safetensors weights{also}")
+    check_tokenizer(folder)
     generates = any(a.endswith(("ForCausalLM", "LMHeadModel")) or a in _also_causal() for a in architectures)
     if config.get("is_encoder_decoder") or (architectures and not generates):
         raise EngineError(f"{folder}: {', '.join(architectures) or 'this model'} is not a causal language model")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """See that a model's folder has a tokenizer: without one transformers makes one that knows no word.
+
+    Raises:
+        EngineError: it has none.
+    """
+    names = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+    own = any(folder.glob("*.tiktoken")) or any(folder.glob("*.py"))  # a checkpoint's own code may read any file
+    if not own and not any((folder / name).exists() for name in names):
+        raise EngineError(f"{folder}: no tokenizer ({', '.join(names)})")
 
 
 def _also_causal() -> set[str]:

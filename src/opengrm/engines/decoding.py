@@ -137,7 +137,12 @@ def end_tokens(model: Any) -> frozenset[int]:
 
 def context_length(model: Any) -> int | None:
     """Most tokens, prompt and new ones, that the model has positions for; None where it does not say."""
-    length = getattr(innermost(model).config.get_text_config(), "max_position_embeddings", None)
+    return positions(innermost(model).config)
+
+
+def positions(config: Any) -> int | None:
+    """The same, from the model's configuration."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) else None
 
 

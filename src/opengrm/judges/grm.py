@@ -24,7 +24,7 @@ from opengrm.items import Item, Message, content_hash
 from opengrm.judges.base import OnJudgment
 from opengrm.judgments import Judgment, own_order
 from opengrm.ledger import Ledger
-from opengrm.templates.base import Parsed, Template
+from opengrm.templates.base import Parsed, Template, read_answer
 from opengrm.voting.orders import OrderKind, plan_orders
 
 
@@ -180,16 +180,10 @@ class GRM:
 
 
 def _parse(template: Template, completion: Completion, n: int) -> Parsed:
-    """What the template reads; of a text that was cut off, only scores that nothing but punctuation follows.
-
-    Further on the model would have written its own box: the last one so far may be a quote.
-    """
     if completion.error is not None:
         return Parsed(None, completion.error)
-    parsed = template.parse(completion.text, n)
-    if completion.finish == "length" and (parsed.error is not None or parsed.followed):
-        return replace(parsed, scores=None, error=f"truncated: no scores within {completion.completion_tokens} tokens")
-    return parsed
+    cut = completion.finish == "length"
+    return read_answer(template, completion.text, n, cut=cut, tokens=completion.completion_tokens)
 
 
 def _joined(parts: Sequence[str | None]) -> str | None:

@@ -52,3 +52,11 @@ def get_template(name_or_path: str | Path, **options: Any) -> Template:
         return GRMTemplate(form=form, **fields)
     except (TypeError, ValueError) as error:
         raise UsageError(f"template {text!r}: {error}") from error
+
+
+def built_in(template: Template) -> bool:
+    """Whether `get_template` finds this template again by its name: not so a user's own file."""
+    try:
+        return get_template(template.name) == template
+    except UsageError:
+        return False

@@ -60,6 +60,8 @@ class CollectSettings:
     def __post_init__(self) -> None:
         if self.n_rft < 1:
             raise ValueError(f"n_rft is {self.n_rft}, expected at least 1")
+        if self.n_rft == 1 and self.non_hinted:
+            raise ValueError("n_rft is 1: an item whose only sample is right would be dropped as too easy")
 
     def planned(self, many: int, single: int) -> int:
         """How many judgments are sampled of `many` items of n >= 2 and `single` ones of n = 1."""
