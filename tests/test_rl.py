@@ -600,6 +600,10 @@ def test_command_line(checkpoint: Path, tmp_path: Path) -> None:
     assert "step 1/1  reward -1.000  correct 0.0%  parsed 0.0%" in done.output
     assert "no signal 100%" in done.output
     assert (tmp_path / "out" / "config.json").exists()
+    write_items(tmp_path / "test.jsonl", [pair(3), pair(99)])
+    refused = CliRunner().invoke(app, [*words, "--held-out", str(tmp_path / "test.jsonl")])
+    assert isinstance(refused.exception, UsageError)
+    assert "1 conversations are also held out, 1 of 2 of those" in str(refused.exception)
 
 
 SCRIPT = """

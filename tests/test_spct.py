@@ -17,9 +17,11 @@ pytest.importorskip("trl")
 pytest.importorskip("pydantic")
 
 from opengrm.errors import UsageError  # noqa: E402
+from opengrm.items import Message  # noqa: E402
 from opengrm.jsonl import write_rows  # noqa: E402
 from opengrm.ledger import Ledger  # noqa: E402
 from opengrm.training import spct  # noqa: E402
+from opengrm.training.overlap import HeldOut  # noqa: E402
 from opengrm.training.spct import STAGES, Stage, is_launched, run  # noqa: E402
 from opengrm.training.spct_config import Config, Data, World, read_config  # noqa: E402
 
@@ -143,7 +145,7 @@ def test_held_out_conversations_that_are_trained_on_are_refused(tmp_path: Path) 
         write_rows(tmp_path / f"{name}.jsonl", map(row, texts))
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("rft", "rl", "test")}
     config = replace(read_config(config_file(tmp_path)), data=Data(paths["rft"], paths["rl"], {"real": paths["test"]}))
-    with pytest.raises(UsageError, match=r"test\.jsonl: 1 of 2 held-out conversations are also trained on"):
+    with pytest.raises(UsageError, match=r"data\.rft: 1 conversations are also held out, 1 of 2 of those"):
         run(config, tmp_path / "run", stages=["data"])
     allowed = replace(config, data=replace(config.data, allow_overlap=True))
     run(allowed, tmp_path / "other", stages=["data"])
@@ -200,7 +202,7 @@ def test_instruction_rows_are_checked_against_what_is_held_out(tmp_path: Path) -
         write_rows(tmp_path / f"{name}.jsonl", [row(text)])
     paths = [str(tmp_path / f"{name}.jsonl") for name in ("rft", "rl", "test")]
     data = Data(paths[0], paths[1], {"real": paths[2]}, instructions=str(tmp_path / "i.jsonl"))
-    with pytest.raises(UsageError, match="1 of 1 held-out conversations are also trained on"):
+    with pytest.raises(UsageError, match=r"data\.instructions: 1 conversations are also held out"):
         run(replace(read_config(config_file(tmp_path)), data=data), tmp_path / "run", stages=["data"])
 
 
@@ -351,6 +353,19 @@ row = {"words": sys.argv[2:], "launched": os.environ["OPENGRM_LAUNCHED"]}
 json.dump(row, open(sys.argv[1], "w"))
 sys.exit(int(sys.argv[2] == "fail"))
 """
+
+
+def test_thirteen_words_in_a_row_are_an_overlap() -> None:
+    words = [f"w{i}" for i in range(20)]
+    held_out = HeldOut()
+    held_out.add([Message("system", "s " * 30), Message("user", "Please: " + " ".join(words))])
+    held_out.add([Message("user", "Short  one")])
+    for text, met in (
+        (" ".join(["other", *words[3:16]]), True), (" ".join(["other", *words[3:15]]), False),
+        ("short ONE", True), ("short one more", False), ("s " * 30, False),
+    ):  # fmt: skip
+        assert held_out.check([Message("user", text)]) is met
+    assert (held_out.count, held_out.met) == (2, 2)
 
 
 def mark_as_done(config: Config, folder: Path, *stages: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import ChatVariables, JsonOut, OnBad, Orders, bad_rows, json_object
+from opengrm.cli.options import ChatVariables, HeldOutFiles, JsonOut, OnBad, Orders, bad_rows, json_object
 from opengrm.cli.progress import growing, progress
 from opengrm.errors import UsageError
 
@@ -111,6 +111,7 @@ def rft(
     collect_only: Annotated[
         bool, typer.Option("--collect-only", help="Stop before training.", rich_help_panel=RUN)
     ] = False,
+    held_out: HeldOutFiles = None,
     on_bad: OnBad = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
     as_json: JsonOut = False,
@@ -128,6 +129,7 @@ def rft(
     from opengrm.cli.defaults import default_sampling, default_template
     from opengrm.templates import built_in, get_template
     from opengrm.templates.forms import forms_of
+    from opengrm.training.overlap import check_files
     from opengrm.training.rft import INSTRUCTION_SHARE, collect_stage, count_rows, tune_stage
     from opengrm.training.sft import SFTSettings
     from opengrm.training.stage import is_main
@@ -163,6 +165,7 @@ def rft(
     bad = bad_rows(on_bad)
     if instructions is not None and not collect_only:
         count_rows(instructions)  # a malformed row is told now, not after hours of sampling
+    check_files(items, held_out or [], instructions)
     try:
         with growing("collecting", quiet=quiet) as show:
             collected = collect_stage(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opengrm.cli.options import ChatVariables, OnBad, Orders, bad_rows, json_object
+from opengrm.cli.options import ChatVariables, HeldOutFiles, OnBad, Orders, bad_rows, json_object
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def rl(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.", rich_help_panel=MACHINE)
     ] = False,
+    held_out: HeldOutFiles = None,
     on_bad: OnBad = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line a step.")] = False,
 ) -> None:
@@ -116,6 +117,7 @@ def rl(
     from opengrm.cli.defaults import default_sampling, default_template
     from opengrm.reading import read_items
     from opengrm.templates import get_template
+    from opengrm.training.overlap import check_files
     from opengrm.training.rl import Reference, Settings, train
 
     chosen = get_template(template or default_template(model))
@@ -134,6 +136,7 @@ def rl(
         raise UsageError(str(error)) from None
     if reference is None and (reference_base_url or reference_engine != "transformers"):
         raise UsageError("--reference-engine and --reference-base-url go with --reference")
+    check_files(items, held_out or [])
     skipped = bad_rows(on_bad)
     found = list(read_items(items, skipped))
     skipped.report()

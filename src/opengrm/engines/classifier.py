@@ -190,7 +190,10 @@ class DialogueTokenizer(ChatTokenizer):
         return text if self._has_template else text.removesuffix("\n\nAssistant:")
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
-        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+        # With our variables: they hold the day that the template may ask for still, so that equal keys mean equal texts.
+        text: str = self.tokenizer.apply_chat_template(
+            turns, **self._variables, tokenize=False, add_generation_prompt=False
+        )
         return text
 
 
@@ -294,7 +297,9 @@ def float_head(model: Any) -> None:
     class FloatHead(torch.nn.Linear):
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             with torch.autocast(hidden.device.type, enabled=False):
-                return super().forward(hidden.float())
+                # FSDP2 gathers the weight in the precision that it computes in.
+                bias = None if self.bias is None else self.bias.float()
+                return torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
     for name in ("score", "classifier"):
         head = getattr(model, name, None)

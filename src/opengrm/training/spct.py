@@ -25,6 +25,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -33,14 +34,16 @@ from typing import Any, Literal
 
 from opengrm.engines import Sampling
 from opengrm.errors import UsageError
-from opengrm.items import Message, content_hash, conversation
+from opengrm.items import Message, conversation
 from opengrm.jsonl import read_rows, write_rows
+from opengrm.judges.grm import GRM
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
 from opengrm.reading import read_items
 from opengrm.templates import built_in, get_template
 from opengrm.templates.forms import Forms, forms_of
 from opengrm.training import evaluation, rft, rl
+from opengrm.training.overlap import HeldOut, refuse_overlap
 from opengrm.training.spct_config import Config, Tasks, World
 from opengrm.training.stage import differing, make_folder, read_json, write_json
 from opengrm.voting.correctness import label_of
@@ -140,45 +143,57 @@ def _begin(config: Config, folder: Path, about: Mapping[str, Any], *, write: boo
 
 
 def _data(config: Config, folder: Path, say: Say) -> None:
-    """Write what RubricWorld gives, and see that nothing held out is trained on."""
+    """Write what RubricWorld gives, and see that items have labels and nothing held out is trained on."""
     (folder / "data").mkdir(exist_ok=True)
-    trained = _instructions(config, folder)
-    for name, source in (("rft", config.data.rft), ("rl", config.data.rl), *config.data.test.items()):
-        held_out = name in config.data.test and source is config.data.test[name]
-        path = _items_path(config, folder, name)
-        if isinstance(source, World):
-            try:
-                write_rows(path, (i.to_json() for i in source.items(0 if held_out else 1000 * config.seed)))
-            except ValueError as error:
-                raise UsageError(f"data {name}: {error}") from None
-        prompts: set[str] = set()
-        labels: dict[str, tuple[str, float | None]] = {}
-        unlabelled = 0
-        for item in read_items(path):
-            prompts.add(_conversation(item.prompt))
-            label = label_of(item)
-            unlabelled += label is None
-            if labels.setdefault(item.id, (item.key, label)) != (item.key, label):
-                raise UsageError(f"{path}: the id {item.id!r} is used for two items, or for two labels of one")
-        if unlabelled == len(prompts) or (held_out and unlabelled):
-            raise UsageError(f"{path}: {unlabelled:,} items have no label of the best response (or of a single one)")
-        if held_out and not config.data.allow_overlap and (shared := len(prompts & trained)):
-            raise UsageError(
-                f"{path}: {shared:,} of {len(prompts):,} held-out conversations are also trained on; leave them out,"
-                " or set data.allow_overlap"
-            )
-        if not held_out:
-            trained |= prompts
-        say(f"{name}: {path}")
+    held_out = HeldOut()
+    for name, source in config.data.test.items():
+        for prompt in _checked_items(config, folder, name, source, say, every=True):
+            held_out.add(prompt)
+    for name, trained in (
+        ("rft", _checked_items(config, folder, "rft", config.data.rft, say, shift=1000 * config.seed)),
+        ("rl", _checked_items(config, folder, "rl", config.data.rl, say, shift=1000 * config.seed)),
+        ("instructions", _instructions(config, folder)),
+    ):
+        if config.data.allow_overlap:
+            deque(trained, maxlen=0)
+        else:
+            refuse_overlap(trained, held_out, f"data.{name}", "set data.allow_overlap")
 
 
-def _instructions(config: Config, folder: Path) -> set[str]:
-    """Write or check the instruction rows, and return the conversations that they ask."""
+def _checked_items(
+    config: Config, folder: Path, name: str, source: str | World, say: Say, *, shift: int = 0, every: bool = False
+) -> Iterator[Sequence[Message]]:
+    """The conversations of a set, written first if it is RubricWorld's, and its labels checked.
+
+    Args:
+        shift: is added to the seed of a world.
+        every: whether each item must have a label, or only some.
+    """
+    path = _items_path(config, folder, name)
+    if isinstance(source, World):
+        try:
+            write_rows(path, (item.to_json() for item in source.items(shift)))
+        except ValueError as error:
+            raise UsageError(f"data {name}: {error}") from None
+    labels: dict[str, tuple[str, float | None]] = {}
+    for item in read_items(path):
+        label = label_of(item)
+        if labels.setdefault(item.id, (item.key, label)) != (item.key, label):
+            raise UsageError(f"{path}: the id {item.id!r} is used for two items, or for two labels of one")
+        yield item.prompt
+    missing = sum(label is None for _, label in labels.values())
+    if missing and (every or missing == len(labels)):
+        raise UsageError(f"{path}: {missing:,} items have no label of the best response (or of a single one)")
+    say(f"{name}: {path}")
+
+
+def _instructions(config: Config, folder: Path) -> Iterator[Sequence[Message]]:
+    """What the instruction rows ask; they are written first if they are RubricWorld's, and checked."""
     from opengrm.worlds.instructions import generate_instructions
 
     tasks = config.data.instructions
     if tasks is None:
-        return set()
+        return
     path = folder / "data" / "instructions.jsonl" if isinstance(tasks, Tasks) else Path(tasks)
     if isinstance(tasks, Tasks):
         rows = generate_instructions(tasks.count, seed=tasks.seed + 1000 * config.seed, tasks=tasks.tasks)
@@ -186,13 +201,9 @@ def _instructions(config: Config, folder: Path) -> set[str]:
             write_rows(path, rows)
         except ValueError as error:
             raise UsageError(f"data instructions: {error}") from None
-    rft.count_rows(path)  # a malformed row is told now, not after the sampling
-    return {_conversation(conversation(row["prompt"])) for _, row in read_rows(path)}
-
-
-def _conversation(prompt: Sequence[Message]) -> str:
-    """A hash of the conversation, whatever its case and spacing."""
-    return content_hash([[m.role, " ".join(m.content.casefold().split())] for m in prompt])
+    for where, row in read_rows(path):
+        rft.check_example(where, row)  # a malformed row is told now, not after the sampling
+        yield conversation(row["prompt"])
 
 
 def _collect(config: Config, folder: Path, say: Say) -> None:
@@ -239,14 +250,17 @@ def _loading(config: Config) -> dict[str, Any]:
 def _fresh(config: Config, folder: Path, say: Say) -> None:
     if not config.meta.fresh:
         return
-    items = list(read_items(_items_path(config, folder, "rft")))
     engine = config.open(_checkpoint(config, folder, "rl"))
     (folder / "meta").mkdir(exist_ok=True)
     try:
         with Ledger(folder / "meta" / "fresh.ledger.db") as ledger:
             sampling = config.rft.collect.sampling
-            judged = evaluation.judge_all(items, engine, _forms(config), sampling, config.meta.fresh, ledger)
-            say(f"{sum(len(judgments) for _, judgments in judged):,} fresh judgments")
+            forms, made = _forms(config), 0
+            for single in (False, True):
+                items = (i for i in read_items(_items_path(config, folder, "rft")) if (i.n == 1) == single)
+                judge = GRM(engine, forms.single if single else forms.joint, sampling, ledger=ledger)
+                made += sum(len(judgments) for _, judgments in judge.judge(items, config.meta.fresh))
+            say(f"{made:,} fresh judgments")
     finally:
         engine.close()
 
