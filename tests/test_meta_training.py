@@ -28,14 +28,9 @@ from opengrm.judgments import Judgment  # noqa: E402
 from opengrm.reading import write_items, write_judgments  # noqa: E402
 from opengrm.templates.meta import MetaTemplate  # noqa: E402
 from opengrm.training.meta_examples import example_from_json, examples  # noqa: E402
-from opengrm.training.meta_rm import (  # noqa: E402
-    MetaSettings,
-    _classifier,
-    bce_with_logits,
-    drawn,
-    train_meta,
-)
+from opengrm.training.meta_rm import MetaSettings, bce_with_logits, train_meta  # noqa: E402
 from opengrm.training.resume import last_checkpoint  # noqa: E402
+from opengrm.training.scalar import classifier, drawn  # noqa: E402
 
 TEMPLATE = MetaTemplate("meta-compact")
 
@@ -241,7 +236,7 @@ def test_loss_and_gradients_equal_the_padded_ones(tmp_path: Path, checkpointing:
     labels = torch.tensor([example.label for example in found])
     got = []
     for share in (False, True):
-        model, _, _ = _classifier(base, False)
+        model, _, _ = classifier(base, False)
         torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
         model.train()
         if checkpointing:
@@ -276,7 +271,7 @@ def test_training_with_and_without_sharing_ends_the_same(
     )
     shared = train_meta(judgments, items, base, tmp_path / "shared", TEMPLATE, how)
     assert any(len(layout.prompts_GP) < len(layout.mask_BC) for layout in layouts)
-    monkeypatch.setattr("opengrm.training.meta_rm._can_share_prompts", lambda trainer: False)
+    monkeypatch.setattr("opengrm.training.scalar.can_share_prompts", lambda trainer: False)
     plain = train_meta(judgments, items, base, tmp_path / "plain", TEMPLATE, how)
     close = 0.05 if bf16 else 1e-4
     assert shared["dev"]["n"] == plain["dev"]["n"] > 0

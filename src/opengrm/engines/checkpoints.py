@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from opengrm.errors import EngineError
 
@@ -64,9 +65,34 @@ def check_folder(folder: Path) -> None:
     Raises:
         EngineError: with what is missing or unsuitable.
     """
+    config = _checked_config(folder)
+    architectures = config.get("architectures") or []
+    generates = any(a.endswith(("ForCausalLM", "LMHeadModel")) or a in _also_causal() for a in architectures)
+    if config.get("is_encoder_decoder") or (architectures and not generates):
+        raise EngineError(f"{folder}: {', '.join(architectures) or 'this model'} is not a causal language model")
+
+
+def check_backbone(folder: Path) -> None:
+    """See that a folder holds what a classifier with one label can be made of: a causal LM, an encoder, or such one.
+
+    Raises:
+        EngineError: with what is missing or unsuitable.
+    """
+    config = _checked_config(folder)
+    if config.get("is_encoder_decoder"):
+        what = ", ".join(config.get("architectures") or []) or "this model"
+        raise EngineError(f"{folder}: {what} is an encoder with a decoder, expected one of them alone")
+    is_classifier = any(a.endswith("ForSequenceClassification") for a in config.get("architectures") or [])
+    labels = len(config.get("id2label") or {"0": "", "1": ""})
+    if is_classifier and labels != 1:
+        raise EngineError(f"{folder}: this classifier has {labels} labels, expected one, or a model without a head")
+
+
+def _checked_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a folder with safetensors weights. Raises EngineError."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architectures = config.get("architectures") or []
+        config.get("architectures")
     except FileNotFoundError:
         raise EngineError(f"{folder}: no config.json, so this is not a model's folder") from None
     except (OSError, ValueError, AttributeError) as error:
@@ -75,9 +101,7 @@ def check_folder(folder: Path) -> None:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         also = " (only pickled ones, which are not loaded: convert them to safetensors)" if pickled else ""
         raise EngineError(f"{folder}: no *.safetensors weights{also}")
-    generates = any(a.endswith(("ForCausalLM", "LMHeadModel")) or a in _also_causal() for a in architectures)
-    if config.get("is_encoder_decoder") or (architectures and not generates):
-        raise EngineError(f"{folder}: {', '.join(architectures) or 'this model'} is not a causal language model")
+    return dict(config)
 
 
 def _also_causal() -> set[str]:

@@ -1,0 +1,524 @@
+"""The trainer of one-logit models, which the meta RM, Bradley-Terry and PairRM share.
+
+A sequence classifier with one label reads conversations. An example is a group of 1..m conversations whose logits
+enter one loss: one judgment for the meta RM, the chosen and the rejected response for Bradley-Terry, both orders of a
+pair for PairRM. The stage that trains says what an example is, its loss and its measures (`Objective`).
+
+    examples.jsonl -> checkpoints/ + metrics.jsonl -> model/, an ordinary Hugging Face folder
+
+Where we decide:
+
+- The logit is read as transformers' classifiers read it: at the last token that is not padding by decoders, at the
+  first by encoders. It is computed in float32, and a new head starts at zero: the first logits are all 0. A base that
+  is a classifier with one label keeps its head.
+- Dropout is off, as in TRL's RewardTrainer: the same example has one reward.
+- Development examples are whole conversations, by a hash of the prompt: accuracies are honest, and the split is the
+  same for all files that hold the conversation.
+- Examples are not drawn singly: up to 8 of one prompt, an eighth of a step at most, stand together, so that a prompt
+  is read once for all of them (`engines/packed.py`). An epoch still has each example once. Models that cannot share
+  prompts see the same examples in the same order. A conversation that stands in several examples of a micro-batch is
+  read once.
+- Examples with a conversation that is too long are left out and counted, never cut unless the stage says how.
+- Linear decay after warm-up, AdamW, gradients cut at norm 1.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opengrm.errors import EngineError, MissingExtra, UsageError
+from opengrm.items import Message
+from opengrm.jsonl import read_rows
+from opengrm.judges.repeated import Fits
+from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
+from opengrm.training.stage import PATIENCE, write_json
+
+Conversation = tuple[Message, ...]
+OnProgress = Callable[[int, int, str], None]
+EXAMPLES, METRICS = "examples.jsonl", "metrics.jsonl"
+MODEL, CHECKPOINTS = "model", "checkpoints"
+_TOGETHER = 8  # most examples of a prompt that stand together, and fewest such pieces in a step
+
+
+@dataclass(frozen=True)
+class ScalarSettings:
+    """How to train a one-logit model.
+
+    Attributes:
+        learning_rate: a small model wants more than the default.
+        batch: examples of one step, over all devices.
+        epochs: passes over the training examples; not used with `steps`.
+        steps: optimizer steps instead of epochs.
+        micro_batch: most examples that a device holds at once; a divisor of `batch` over the number of devices.
+        dev_share: share of conversations that are held out.
+        warmup: share of the steps over which the rate rises.
+        weight_decay: of AdamW.
+        max_tokens: most tokens of a conversation; None is the model's context.
+        eval_every, save_every: steps between looks at the held-out examples, and between checkpoints.
+        seed: of the order of the examples.
+        checkpointing: trades time for memory; for large models.
+        bf16: train under bfloat16 autocast (weights stay float32); None where a GPU has it.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    learning_rate: float = 1e-5
+    batch: int = 512
+    epochs: float = 1.0
+    steps: int | None = None
+    micro_batch: int = 8
+    dev_share: float = 0.1
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_tokens: int | None = None
+    eval_every: int = 50
+    save_every: int = 50
+    seed: int = 0
+    checkpointing: bool = False
+    bf16: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dev_share < 1:
+            raise ValueError(f"the held-out share is {self.dev_share}, expected 0 to 1")
+        if not self.learning_rate > 0 or not self.epochs > 0 or not 0 <= self.warmup < 1:
+            raise ValueError("learning rate and epochs must be above 0, warm-up from 0 to 1")
+        for name in ("batch", "micro_batch", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', ' ')} is {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class Example:
+    """Conversations whose logits enter one loss.
+
+    Attributes:
+        conversations: 1..m of them, the same number in all examples of a stage.
+        prompt: examples of equal prompts have a beginning in common; only says where to look for one.
+        group: hash of the conversation that is judged, in hex; what is held out goes by it.
+        target: what the loss needs to know: a label, a margin.
+        weight: how much the example counts beside others; scaled so that those trained on have 1 on average.
+    """
+
+    conversations: tuple[Conversation, ...]
+    prompt: Hashable
+    group: str
+    target: float
+    weight: float = 1.0
+
+
+def held_out(group: str, share: float) -> bool:
+    """Whether examples of this conversation are for development."""
+    return int(group[:8], 16) < share * 2**32
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What one stage brings to the trainer. I are held-out examples, G those of a micro-batch, m their conversations.
+
+    Attributes:
+        report: name of the report's file.
+        begin: writes the examples to a path and says what the report tells of them.
+        read: an example from a row of that file; the second argument says whether a conversation fits, for a stage
+            that cuts those which do not.
+        missing: why nothing can be learned from examples of these targets; None where it can.
+        loss: logits_Gm, targets_G, weights_G, and the number of examples in the whole step (None: G).
+        measured: a few numbers while training, from logits_Im and targets_I.
+        note: those numbers in a few words, by the names they have in metrics.jsonl.
+        held: the report on what was held out, from logits_Im, targets_I, and clusters_I by conversation.
+        config: what the model's config.json is to hold besides.
+    """
+
+    report: str
+    begin: Callable[[Path], Mapping[str, Any]]
+    read: Callable[[Mapping[str, Any], Fits], Example]
+    missing: Callable[[Sequence[float]], str | None]
+    loss: Callable[[Any, Any, Any, Any], Any]
+    measured: Callable[[Any, Any], dict[str, float]]
+    note: Callable[[Mapping[str, float]], str]
+    held: Callable[[Any, Any, Any], dict[str, Any]]
+    config: Mapping[str, Any]
+
+
+def train_scalar(
+    base: str | Path,
+    output: str | Path,
+    objective: Objective,
+    settings: ScalarSettings,
+    named: Mapping[str, Any],
+    *,
+    trust_remote_code: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Train and write `output`/model; the same call goes on where a killed one stopped.
+
+    The examples are written first, and a run that goes on uses that file, whatever has come to their source meanwhile.
+
+    Args:
+        base: a causal LM, an encoder, or a classifier with one label: the name of an embedded model, a folder or a hub
+            id.
+        output: a folder; made if it is not there.
+        named: what else identifies the run beside base and settings: a folder takes one run.
+        trust_remote_code: run code that comes with the base.
+        on_progress: called with steps done, steps in all, and a few words.
+
+    Returns:
+        The report, also in the objective's file: `named`, base, settings, what `begin` said, examples too long, steps,
+        and under "dev" what was measured on the held-out ones (None where there are none).
+
+    Raises:
+        UsageError: the folder holds a run with other settings, or there is nothing to learn from.
+        EngineError: the base cannot be loaded.
+        MissingExtra: the training libraries are not installed.
+    """
+    try:
+        import accelerate
+        import torch
+        import transformers
+    except ImportError:
+        raise MissingExtra("training", "train") from None
+    from opengrm.engines.classifier import read_packed
+    from opengrm.engines.transformers import _quietly
+
+    folder = Path(output)
+    state = accelerate.PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    accumulation, left = divmod(settings.batch, state.num_processes * min(settings.micro_batch, settings.batch))
+    if left or not accumulation:
+        raise UsageError(
+            f"a batch of {settings.batch} cannot be made of {state.num_processes} devices with"
+            f" {settings.micro_batch} examples each: choose a divisor"
+        )
+
+    # 1. The base as a classifier, and what identifies this run.
+    model, tokenizer, identity = classifier(base, trust_remote_code)
+    for name, value in objective.config.items():
+        setattr(model.config, name, value)
+    run = {
+        **named, "base": identity,
+        "settings": {k: v for k, v in asdict(settings).items() if k not in ("micro_batch", "checkpointing")},
+    }  # fmt: skip
+
+    # 2. The examples: once, by the first process.
+    with state.main_process_first():
+        report = _begin(folder, run, objective)
+    if "dev" in report:
+        return report
+    train, dev, too_long = _encoded(folder / EXAMPLES, model, tokenizer, objective, settings)
+    if missing := objective.missing([example.target for example in train]):
+        raise UsageError(f"{folder}: {missing}; see {objective.report} for what was left out")
+
+    # 3. Training.
+    has_gpu = torch.cuda.is_available()
+    lean: dict[str, Any] = {"gradient_checkpointing": True} if settings.checkpointing else {}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        per_device_train_batch_size=settings.batch // accumulation // state.num_processes,
+        per_device_eval_batch_size=settings.batch // accumulation // state.num_processes,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.steps or -1,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=1.0,
+        bf16=has_gpu and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16,
+        **lean,
+        eval_strategy="steps" if len(dev) else "no",
+        eval_steps=settings.eval_every,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        logging_steps=1,
+        seed=settings.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not has_gpu and not torch.backends.mps.is_available(),
+    )
+    trainer: Any = _trainer(
+        settings,
+        objective,
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=dev if len(dev) else None,
+        data_collator=_Collator(model.config.pad_token_id, packed=False),
+        processing_class=tokenizer,
+        compute_metrics=lambda found: objective.measured(np.asarray(found.predictions), found.label_ids),
+        callbacks=[_log(folder / METRICS, objective, on_progress)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    if can_share_prompts(trainer):
+        read_packed(model)
+        trainer.data_collator = _Collator(model.config.pad_token_id, packed=True)
+    last = last_checkpoint(folder / CHECKPOINTS)
+    if state.is_main_process:
+        cut_metrics(folder / METRICS, step_of(last))
+    with _quietly(transformers):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+
+    # 4. The folder, and what the model is worth on conversations it has not seen.
+    found = None
+    if len(dev):
+        predicted = trainer.predict(dev)
+        numbers: dict[str, int] = {}
+        clusters_I = np.array([numbers.setdefault(example.group, len(numbers)) for example in dev], dtype=np.int64)
+        targets_I = np.array([example.target for example in dev], dtype=np.float64)
+        found = objective.held(np.asarray(predicted.predictions, dtype=np.float64), targets_I, clusters_I)
+    with _quietly(transformers):
+        trainer.save_model(str(folder / MODEL))
+    report |= {"too_long": too_long, "steps": trainer.state.global_step, "dev": found}
+    if state.is_main_process:
+        with _quietly(transformers):
+            _in_the_bases_precision(folder / MODEL, base, trust_remote_code)
+        write_json(folder / objective.report, report)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    state.wait_for_everyone()
+    return report
+
+
+def classifier(base: str | Path, trust_remote_code: bool) -> tuple[Any, Any, str]:
+    """The base as a classifier with one label, a new head of zeros and no dropout; its tokenizer and its identity.
+
+    Raises:
+        EngineError: the base cannot be loaded, or is no model that a classifier can be made of.
+    """
+    import torch
+    import transformers
+
+    from opengrm.engines.checkpoints import check_backbone, find_model, first_line
+    from opengrm.engines.classifier import float_head, head_of, pad_token
+    from opengrm.engines.fingerprint import fingerprint
+    from opengrm.engines.transformers import _quietly
+
+    folder, name = find_model(base, code=trust_remote_code)
+    check_backbone(folder)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    try:
+        with _quietly(transformers):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            logging: Any = transformers.utils.logging
+            told = logging.get_verbosity()
+            logging.set_verbosity_error()  # that the head is new is no news
+            model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+            logging.set_verbosity(told)
+    except Exception as error:
+        raise EngineError(f"{base}: cannot be made a classifier: {first_line(error)}") from None
+    pad_token(tokenizer, model)
+    float_head(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    path, head = head_of(model)
+    if f"{path}.weight" in loaded["missing_keys"]:
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.zero_()
+    return model, tokenizer, f"{name}@{fingerprint(folder)}"
+
+
+def _in_the_bases_precision(folder: Path, base: str | Path, trust_remote_code: bool) -> None:
+    """Write the weights, trained in float32, in bfloat16 where the base is."""
+    import torch
+    import transformers
+
+    from opengrm.engines.checkpoints import find_model
+
+    config = json.loads((find_model(base)[0] / "config.json").read_text(encoding="utf-8"))
+    if "bfloat16" in (config.get("dtype"), config.get("torch_dtype")):
+        model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        model.save_pretrained(folder)
+
+
+def _begin(folder: Path, run: dict[str, Any], objective: Objective) -> dict[str, Any]:
+    """The report of this folder's run: read if it is there, else begun, with examples.jsonl written."""
+    path = folder / objective.report
+    if path.exists():
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        asked = json.loads(json.dumps(run))
+        differing = [name for name in asked if report.get(name) != asked[name]]
+        if differing:
+            raise UsageError(f"{folder}: holds a run with another {', '.join(differing)}: choose another folder")
+        return report
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {**run, **objective.begin(folder / EXAMPLES)}
+    write_json(path, report)
+    return report
+
+
+class _Encoded(NamedTuple):
+    """An example as token ids: 4 bytes a token, so that all of them fit in memory."""
+
+    ids: tuple[Any, ...]  # of each conversation
+    target: float
+    weight: float
+    group: str
+    prompt: int  # numbered from 0
+
+
+def _encoded(
+    path: Path, model: Any, tokenizer: Any, objective: Objective, settings: ScalarSettings
+) -> tuple[list[_Encoded], list[_Encoded], int]:
+    """Training and held-out examples, and how many were too long for either."""
+    from opengrm.engines.classifier import DialogueTokenizer, context_length
+
+    dialogue, too_long = DialogueTokenizer(tokenizer), 0
+    train: list[_Encoded] = []
+    dev: list[_Encoded] = []
+    prompts: dict[int, int] = {}  # by hash: millions of prompts need not stay in memory
+    limits = [limit for limit in (settings.max_tokens, context_length(model)) if limit is not None]
+
+    def short(ids: Sequence[int]) -> bool:
+        return not limits or len(ids) <= min(limits)
+
+    for _, row in read_rows(path):
+        example = objective.read(row, lambda messages: short(dialogue.encode(messages)))
+        ids = [dialogue.encode(messages) for messages in example.conversations]
+        if not all(map(short, ids)):
+            too_long += 1
+            continue
+        side = dev if held_out(example.group, settings.dev_share) else train
+        prompt = prompts.setdefault(hash(example.prompt), len(prompts))
+        arrays = tuple(np.array(each, dtype=np.int32) for each in ids)
+        side.append(_Encoded(arrays, example.target, example.weight, example.group, prompt))
+    mean = sum(example.weight for example in train) / max(len(train), 1) or 1.0
+    train, dev = ([e._replace(weight=e.weight / mean) for e in side] for side in (train, dev))
+    return train, dev, too_long
+
+
+@dataclass(frozen=True)
+class _Collator:
+    """A micro-batch: targets, weights, and its distinct conversations as padded token ids or one packed row.
+
+    `rows` (G, m) says which of the conversations are an example's.
+    """
+
+    pad: int
+    packed: bool
+
+    def __call__(self, examples: list[_Encoded]) -> dict[str, Any]:
+        import torch
+
+        from opengrm.engines.classifier import packed, padded
+
+        numbers: dict[tuple[int, ...], int] = {}
+        prompts: list[int] = []
+        rows: list[list[int]] = []
+        for example in examples:
+            each = [tuple(ids.tolist()) for ids in example.ids]
+            prompts += [example.prompt for ids in dict.fromkeys(each) if ids not in numbers]
+            rows.append([numbers.setdefault(ids, len(numbers)) for ids in each])
+        batch = {
+            "labels": torch.tensor([example.target for example in examples], dtype=torch.float32),
+            "weights": torch.tensor([example.weight for example in examples], dtype=torch.float32),
+            "rows": torch.tensor(rows),
+        }
+        ids = list(numbers)
+        return (
+            {**batch, "layout": packed(ids, prompts, self.pad)} if self.packed else {**batch, **padded(ids, self.pad)}
+        )
+
+
+def can_share_prompts(trainer: Any) -> bool:
+    """Whether a packed row gives what the padded batch does: such a model, whole on each device, one process a device.
+
+    DataParallel (several GPUs in one process) would cut a row in pieces; FSDP and DeepSpeed have not been tried.
+    """
+    from opengrm.engines.classifier import takes_packed
+    from opengrm.training.shared_prompt import can_share
+
+    whole = trainer.accelerator.distributed_type.value in ("NO", "MULTI_CPU", "MULTI_GPU")
+    return whole and trainer.args.n_gpu < 2 and takes_packed(trainer.model) and can_share(trainer.model)
+
+
+def drawn(prompts: Sequence[int], batch: int, rng: np.random.Generator) -> list[int]:
+    """An epoch: each example's index once, in random order but for up to `_TOGETHER` of a prompt that stand together.
+
+    Args:
+        prompts: each example's prompt.
+        batch: examples of a step. With few of them fewer stand together, so that a step has many prompts.
+        rng: the same one gives the same epoch, on any number of devices.
+    """
+    most = max(1, min(_TOGETHER, batch // _TOGETHER))
+    pieces: list[list[int]] = []
+    filling: dict[int, list[int]] = {}
+    for index in rng.permutation(len(prompts)).tolist():
+        piece = filling.get(prompts[index])
+        if piece is None or len(piece) == most:
+            piece = filling[prompts[index]] = []
+            pieces.append(piece)
+        piece.append(index)
+    return [index for place in rng.permutation(len(pieces)) for index in pieces[place]]
+
+
+def _trainer(settings: ScalarSettings, objective: Objective, **arguments: Any) -> Any:
+    """A Trainer of groups that goes through its examples as `drawn`."""
+    import transformers
+
+    class Order:
+        def __init__(self, trainer: Any, examples: Sequence[_Encoded]) -> None:
+            self.trainer, self.prompts = trainer, [example.prompt for example in examples]
+
+        def __len__(self) -> int:
+            return len(self.prompts)
+
+        def __iter__(self) -> Iterator[int]:
+            # By the steps done, as a checkpoint knows them: accelerate tells no epoch where a sharded run goes on.
+            epoch = self.trainer.state.global_step // -(-len(self.prompts) // settings.batch)
+            return iter(drawn(self.prompts, settings.batch, np.random.default_rng((settings.seed, epoch))))
+
+    class Trainer(transformers.Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            examples: Any = self.train_dataset if train_dataset is None else train_dataset
+            return Order(self, examples)
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            rows_Gm, weights_G = inputs.pop("rows"), inputs.pop("weights")
+
+            def loss_of(outputs: Any, targets_G: Any, num_items_in_batch: Any = None) -> Any:
+                outputs["logits"] = outputs["logits"][:, 0][rows_Gm]  # logits_Gm: what is gathered, and reported
+                return objective.loss(outputs["logits"], targets_G, weights_G, num_items_in_batch)
+
+            self.compute_loss_func = loss_of
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    # Also before the first call: with a loss function the examples of a step are counted over all micro-batches.
+    return Trainer(**arguments, compute_loss_func=lambda *_, **__: None)
+
+
+def _log(path: Path, objective: Objective, on_progress: OnProgress | None) -> Any:
+    """A callback that writes metrics.jsonl and reports progress."""
+    import transformers
+
+    class Log(transformers.TrainerCallback):
+        def __init__(self) -> None:
+            self.note = ""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            values = {name.replace("eval_", "dev_"): value for name, value in (logs or {}).items()}
+            if state.is_world_process_zero and values:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": state.global_step, **values}) + "\n")
+            if "loss" in values:
+                self.note = f"loss {values['loss']:.3f}"
+            if "dev_loss" in values:
+                self.note = objective.note(values) or self.note
+            if on_progress is not None and state.is_world_process_zero:
+                on_progress(state.global_step, state.max_steps, self.note)
+
+    return Log()
