@@ -14,6 +14,7 @@ padded. Batches are sorted by length, so that little is padded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
@@ -24,10 +25,14 @@ from opengrm.engines.checkpoints import find_model, first_line
 from opengrm.engines.fingerprint import fingerprint
 from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.items import Message
+from opengrm.templates.base import ZERO_WIDTH, broken_up
 
 if TYPE_CHECKING:
     from opengrm.engines.packed import Layout
 
+# A turn of the plain form; the other for tokenizers to which an empty line is a space like any other.
+_TURN = re.compile(r"\n\n(?:System|User|Assistant|Tool):")
+_ANY_TURN = re.compile(r"\s(?:System|User|Assistant|Tool)\s*:", re.IGNORECASE)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DECIMALS = 4
 
@@ -214,7 +219,28 @@ class Classifier:
 
 
 class DialogueTokenizer(ChatTokenizer):
-    """Token ids of a finished conversation: as `ChatTokenizer`, without the opening of a further assistant turn."""
+    """Token ids of a finished conversation: as `ChatTokenizer`, without the opening of a further assistant turn.
+
+    Where there is no chat template (encoders have none), the plain form gets the tokenizer's own special tokens,
+    `[CLS] User: ... Assistant: ... [SEP]`, and a message cannot open a turn by spelling `Assistant:` behind an empty
+    line. A tokenizer that deletes zero-width spaces (BERT's) would undo all fences: it gets a low line for each.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self._deletes_zero_width = self._same("[" + ZERO_WIDTH + "a", "[a")
+        turn = _ANY_TURN if self._same("a\n\nb", "a b") else _TURN
+        self._turn = None if self._has_template else turn
+
+    def fence(self, text: str) -> str:
+        if self._turn is not None:
+            text = broken_up(text, self._turn)
+        text = super().fence(text)
+        return text.replace(ZERO_WIDTH, "_") if self._deletes_zero_width else text
+
+    def _same(self, one: str, other: str) -> bool:
+        one_ids, other_ids = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, other))
+        return bool(one_ids == other_ids)
 
     def _render(self, turns: list[dict[str, str]]) -> str:
         text = super()._render(turns)
@@ -348,8 +374,14 @@ def float_head(model: Any) -> None:
 
 
 def context_length(model: Any) -> int | None:
-    """Most tokens of a conversation; None where the configuration does not say."""
+    """Most tokens of a conversation; None where the configuration does not say.
+
+    RoBERTa and its kin count positions from behind the padding token's: of 514 they can use 512.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit = module.num_embeddings - module.padding_idx - 1
     return limit if isinstance(limit, int) and limit > 0 else None
 
 

@@ -75,7 +75,7 @@ def _compared(item: Item, left_out: Counter[str]) -> Iterator[tuple[int, int, fl
         better = [pair for pair in better if pair[2] > 0]
     elif item.best is not None:
         told = item.source.get("margin")
-        margin = float(told) if is_number(told) else 0.0
+        margin = float(told) if told is not None and is_number(told) else 0.0
         better = [(item.best, j, margin) for j in range(item.n) if j != item.best]
     else:
         left_out["items without a label"] += 1
@@ -126,7 +126,7 @@ def pair_figures(differences_I: Any, clusters_I: Any) -> dict[str, Any]:
 
 def pair_hits(differences_I: Any) -> Any:
     """1 where the better response scores higher, 1/2 for a tie, else 0."""
-    return (np.sign(differences_I) + 1) / 2
+    return (np.sign(np.asarray(differences_I, dtype=np.float64)) + 1) / 2
 
 
 def nothing_to_learn(targets: Any) -> str | None:

@@ -104,7 +104,7 @@ class Example:
         prompt: examples of equal prompts have a beginning in common; only says where to look for one.
         group: hash of the conversation that is judged, in hex; what is held out goes by it.
         target: what the loss needs to know: a label, a margin.
-        weight: how much the example counts beside others; scaled so that those trained on have 1 on average.
+        weight: how much the example counts beside others in training; scaled there to 1 on average.
     """
 
     conversations: tuple[Conversation, ...]
@@ -395,8 +395,8 @@ def _encoded(
         arrays = tuple(np.array(each, dtype=np.int32) for each in ids)
         side.append(_Encoded(arrays, example.target, example.weight, example.group, prompt))
     mean = sum(example.weight for example in train) / max(len(train), 1) or 1.0
-    train, dev = ([e._replace(weight=e.weight / mean) for e in side] for side in (train, dev))
-    return train, dev, too_long
+    train = [example._replace(weight=example.weight / mean) for example in train]
+    return train, [example._replace(weight=1.0) for example in dev], too_long
 
 
 @dataclass(frozen=True)
