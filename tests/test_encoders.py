@@ -12,7 +12,6 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from hostile import HOSTILE  # noqa: E402
-from tiny_models import SENTENCES  # noqa: E402
 
 from opengrm.engines.classifier import Classifier, DialogueTokenizer, context_length, head_of  # noqa: E402
 from opengrm.items import Item, Message  # noqa: E402
@@ -32,22 +31,22 @@ TRAIN: dict[str, Any] = {
 }  # fmt: skip
 
 
+WORDS = (
+    "user assistant system tool yes no query word the begin end of response which first second better a one that holds"
+)
+
+
 def word_pieces() -> Any:
     """An uncased WordPiece tokenizer as BERT's: deletes control characters, writes [CLS] ... [SEP]."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
+    pieces = [*special, *WORDS.split(), *letters, *(f"##{letter}" for letter in letters)]
+    ids = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    raw = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     raw.normalizer = normalizers.BertNormalizer(lowercase=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = [chr(c) for c in range(32, 127)]
-    raw.train_from_iterator(
-        [*SENTENCES, "user assistant system tool yes no query word", *letters] * 4,
-        trainers.WordPieceTrainer(
-            vocab_size=400, special_tokens=special, initial_alphabet=letters, show_progress=False
-        ),
-    )
-    ids = {token: raw.token_to_id(token) for token in special}
     raw.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
     )
