@@ -114,13 +114,15 @@ def test_a_new_head_is_zero_and_dropout_off(tmp_path: Path, family: str) -> None
     model.train()
     inputs = tokenizer("yes no yes", return_tensors="pt")
     assert float(model(**inputs).logits) == 0.0
-    path, head = head_of(model)
+    found = head_of(model)
+    assert found is not None
+    path, head = found
     assert path == ("classifier" if family == "Bert" else "classifier.out_proj")
     torch.nn.init.normal_(head.weight)
     assert float(model(**inputs).logits) == float(model(**inputs).logits)
     assert context_length(model) == (64 if family == "Bert" else 63)
     kept, _, _ = classifier(encoder(tmp_path / "rm", family, head=True), False)
-    assert head_of(kept)[1].weight.abs().sum() > 0  # a reward model goes on with its head
+    assert head_of(kept)[1].weight.abs().sum() > 0  # type: ignore[index]  # a reward model goes on with its head
 
 
 def test_bradley_terry_on_an_encoder(tmp_path: Path) -> None:

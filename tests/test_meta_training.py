@@ -30,7 +30,8 @@ from opengrm.templates.meta import MetaTemplate  # noqa: E402
 from opengrm.training.meta_examples import example_from_json, examples  # noqa: E402
 from opengrm.training.meta_rm import MetaSettings, bce_with_logits, train_meta  # noqa: E402
 from opengrm.training.resume import last_checkpoint  # noqa: E402
-from opengrm.training.scalar import classifier, drawn  # noqa: E402
+from opengrm.training.scalar import classifier  # noqa: E402
+from opengrm.training.scalar_examples import drawn  # noqa: E402
 
 TEMPLATE = MetaTemplate("meta-compact")
 

@@ -33,7 +33,8 @@ from opengrm.training.bradley_terry import (  # noqa: E402
 )
 from opengrm.training.pair_rm import PairSettings, pair_loss, train_pair_rm  # noqa: E402
 from opengrm.training.preference_pairs import pair_from_json, pairs_of  # noqa: E402
-from opengrm.training.scalar import classifier, drawn  # noqa: E402
+from opengrm.training.scalar import classifier  # noqa: E402
+from opengrm.training.scalar_examples import drawn  # noqa: E402
 
 QUERY = (Message("user", "Q"),)
 

@@ -104,6 +104,31 @@ def _checked_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def for_transformers_4(folder: Path) -> None:
+    """Say in a saved folder's JSON files also what transformers 4 reads there, which many tools still pin.
+
+    transformers 5 names a tokenizer without a class of its own TokenizersBackend, lists its further special tokens
+    under another key, and keeps the rotary embedding's base in `rope_parameters`. Version 4 would refuse the first
+    two, and without a word take its default for the third. Version 5 reads both.
+    """
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+            tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(tokenizer.get("extra_special_tokens"), list):
+            tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+        path.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _also_causal() -> set[str]:
     """Architectures of other names that transformers loads as causal LMs (Gemma 3, which also sees; not Mistral 3)."""
     try:

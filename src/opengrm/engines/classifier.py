@@ -341,12 +341,8 @@ def pad_token(tokenizer: Any, model: Any) -> int:
     return pad
 
 
-def head_of(model: Any) -> tuple[str, Any]:
-    """Where the classifier's last linear layer is, and the layer: decoders' `score`, encoders' `classifier`.
-
-    Raises:
-        EngineError: it has no such layer.
-    """
+def head_of(model: Any) -> tuple[str, Any] | None:
+    """Where the classifier's last linear layer is, and the layer: decoders' `score`, encoders' `classifier`, or None."""
     import torch
 
     for path in ("score", "classifier", "classifier.out_proj"):
@@ -355,7 +351,7 @@ def head_of(model: Any) -> tuple[str, Any]:
             head = getattr(head, name, None)
         if isinstance(head, torch.nn.Linear):
             return path, head
-    raise EngineError(f"{type(model).__name__}: no linear head named score, classifier or classifier.out_proj")
+    return None
 
 
 def float_head(model: Any) -> None:
@@ -367,10 +363,10 @@ def float_head(model: Any) -> None:
             with torch.autocast(hidden.device.type, enabled=False):
                 return super().forward(hidden.float())
 
-    _, head = head_of(model)
-    if type(head) is torch.nn.Linear:
-        head.float()
-        head.__class__ = FloatHead
+    found = head_of(model)
+    if found is not None and type(found[1]) is torch.nn.Linear:
+        found[1].float()
+        found[1].__class__ = FloatHead
 
 
 def context_length(model: Any) -> int | None:

@@ -23,8 +23,10 @@ from typing import Any
 
 from opengrm.items import Item
 from opengrm.judges.bradley_terry import answered
+from opengrm.judges.repeated import Fits
 from opengrm.training.preference_pairs import nothing_to_learn, pair_figures, pair_from_json, pair_hits, write_pairs
-from opengrm.training.scalar import Example, Fits, Objective, OnProgress, ScalarSettings, train_scalar
+from opengrm.training.scalar import Objective, OnProgress, ScalarSettings, train_scalar
+from opengrm.training.scalar_examples import Example
 
 REPORT = "bradley_terry.json"
 

@@ -14,7 +14,7 @@ from typing import Any
 from opengrm.items import Item, Message, content_hash
 from opengrm.judgments import Judgment
 from opengrm.templates.meta import MetaTemplate, is_hinted
-from opengrm.training.scalar import held_out
+from opengrm.training.scalar_examples import held_out
 from opengrm.voting.correctness import correct, label_of
 
 

@@ -27,10 +27,12 @@ import numpy as np
 
 from opengrm.items import Item
 from opengrm.jsonl import write_rows
+from opengrm.judges.repeated import Fits
 from opengrm.judgments import Judgment
 from opengrm.templates.meta import MetaTemplate
 from opengrm.training.meta_examples import example_from_json, examples
-from opengrm.training.scalar import MODEL, Example, Fits, Objective, OnProgress, ScalarSettings, train_scalar
+from opengrm.training.scalar import MODEL, Objective, OnProgress, ScalarSettings, train_scalar
+from opengrm.training.scalar_examples import Example
 from opengrm.voting.association import bootstrap, roc_auc
 from opengrm.voting.intervals import share_interval
 

@@ -23,9 +23,11 @@ import numpy as np
 
 from opengrm.items import Item
 from opengrm.judges.pair_rm import both_orders
+from opengrm.judges.repeated import Fits
 from opengrm.templates.pair import PairTemplate, default_pair_template
 from opengrm.training.preference_pairs import nothing_to_learn, pair_figures, pair_from_json, pair_hits, write_pairs
-from opengrm.training.scalar import Example, Fits, Objective, OnProgress, ScalarSettings, train_scalar
+from opengrm.training.scalar import Objective, OnProgress, ScalarSettings, train_scalar
+from opengrm.training.scalar_examples import Example
 
 REPORT = "pair_rm.json"
 

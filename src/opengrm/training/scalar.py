@@ -26,25 +26,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from opengrm.errors import EngineError, MissingExtra, UsageError
-from opengrm.items import Message
-from opengrm.jsonl import read_rows
-from opengrm.judges.repeated import Fits
 from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
+from opengrm.training.scalar_examples import Collator, Encoded, Read, drawn, encode_examples
 from opengrm.training.stage import PATIENCE, write_json
 
-Conversation = tuple[Message, ...]
 OnProgress = Callable[[int, int, str], None]
 EXAMPLES, METRICS = "examples.jsonl", "metrics.jsonl"
 MODEL, CHECKPOINTS = "model", "checkpoints"
-_TOGETHER = 8  # most examples of a prompt that stand together, and fewest such pieces in a step
 
 
 @dataclass(frozen=True)
@@ -96,30 +92,6 @@ class ScalarSettings:
 
 
 @dataclass(frozen=True)
-class Example:
-    """Conversations whose logits enter one loss.
-
-    Attributes:
-        conversations: 1..m of them, the same number in all examples of a stage.
-        prompt: examples of equal prompts have a beginning in common; only says where to look for one.
-        group: hash of the conversation that is judged, in hex; what is held out goes by it.
-        target: what the loss needs to know: a label, a margin.
-        weight: how much the example counts beside others in training; scaled there to 1 on average.
-    """
-
-    conversations: tuple[Conversation, ...]
-    prompt: Hashable
-    group: str
-    target: float
-    weight: float = 1.0
-
-
-def held_out(group: str, share: float) -> bool:
-    """Whether examples of this conversation are for development."""
-    return int(group[:8], 16) < share * 2**32
-
-
-@dataclass(frozen=True)
 class Objective:
     """What one stage brings to the trainer. I are held-out examples, G those of a micro-batch, m their conversations.
 
@@ -138,7 +110,7 @@ class Objective:
 
     report: str
     begin: Callable[[Path], Mapping[str, Any]]
-    read: Callable[[Mapping[str, Any], Fits], Example]
+    read: Read
     missing: Callable[[Sequence[float]], str | None]
     loss: Callable[[Any, Any, Any, Any], Any]
     measured: Callable[[Any, Any], dict[str, float]]
@@ -184,6 +156,7 @@ def train_scalar(
         import transformers
     except ImportError:
         raise MissingExtra("training", "train") from None
+    from opengrm.engines.checkpoints import for_transformers_4
     from opengrm.engines.classifier import read_packed
     from opengrm.engines.transformers import _quietly
 
@@ -210,7 +183,9 @@ def train_scalar(
         report = _begin(folder, run, objective)
     if "dev" in report:
         return report
-    train, dev, too_long = _encoded(folder / EXAMPLES, model, tokenizer, objective, settings)
+    train, dev, too_long = encode_examples(
+        folder / EXAMPLES, model, tokenizer, objective.read, settings.dev_share, settings.max_tokens
+    )
     if missing := objective.missing([example.target for example in train]):
         raise UsageError(f"{folder}: {missing}; see {objective.report} for what was left out")
 
@@ -251,7 +226,7 @@ def train_scalar(
         args=arguments,
         train_dataset=train,
         eval_dataset=dev if len(dev) else None,
-        data_collator=_Collator(model.config.pad_token_id, packed=False),
+        data_collator=Collator(model.config.pad_token_id, packed=False),
         processing_class=tokenizer,
         compute_metrics=lambda found: objective.measured(np.asarray(found.predictions), found.label_ids),
         callbacks=[_log(folder / METRICS, objective, on_progress)],
@@ -259,7 +234,7 @@ def train_scalar(
     trainer.remove_callback(transformers.PrinterCallback)
     if can_share_prompts(trainer):
         read_packed(model)
-        trainer.data_collator = _Collator(model.config.pad_token_id, packed=True)
+        trainer.data_collator = Collator(model.config.pad_token_id, packed=True)
     last = last_checkpoint(folder / CHECKPOINTS)
     if state.is_main_process:
         cut_metrics(folder / METRICS, step_of(last))
@@ -280,6 +255,7 @@ def train_scalar(
     if state.is_main_process:
         with _quietly(transformers):
             _in_the_bases_precision(folder / MODEL, base, trust_remote_code)
+        for_transformers_4(folder / MODEL)
         write_json(folder / objective.report, report)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
@@ -320,7 +296,10 @@ def classifier(base: str | Path, trust_remote_code: bool) -> tuple[Any, Any, str
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    path, head = head_of(model)
+    found = head_of(model)
+    if found is None:
+        raise EngineError(f"{base}: {type(model).__name__} has no linear head by a name that is known here")
+    path, head = found
     if f"{path}.weight" in loaded["missing_keys"]:
         with torch.no_grad():
             for parameter in head.parameters():
@@ -359,79 +338,6 @@ def _begin(folder: Path, run: dict[str, Any], objective: Objective) -> dict[str,
     return report
 
 
-class _Encoded(NamedTuple):
-    """An example as token ids: 4 bytes a token, so that all of them fit in memory."""
-
-    ids: tuple[Any, ...]  # of each conversation
-    target: float
-    weight: float
-    group: str
-    prompt: int  # numbered from 0
-
-
-def _encoded(
-    path: Path, model: Any, tokenizer: Any, objective: Objective, settings: ScalarSettings
-) -> tuple[list[_Encoded], list[_Encoded], int]:
-    """Training and held-out examples, and how many were too long for either."""
-    from opengrm.engines.classifier import DialogueTokenizer, context_length
-
-    dialogue, too_long = DialogueTokenizer(tokenizer), 0
-    train: list[_Encoded] = []
-    dev: list[_Encoded] = []
-    prompts: dict[int, int] = {}  # by hash: millions of prompts need not stay in memory
-    limits = [limit for limit in (settings.max_tokens, context_length(model)) if limit is not None]
-
-    def short(ids: Sequence[int]) -> bool:
-        return not limits or len(ids) <= min(limits)
-
-    for _, row in read_rows(path):
-        example = objective.read(row, lambda messages: short(dialogue.encode(messages)))
-        ids = [dialogue.encode(messages) for messages in example.conversations]
-        if not all(map(short, ids)):
-            too_long += 1
-            continue
-        side = dev if held_out(example.group, settings.dev_share) else train
-        prompt = prompts.setdefault(hash(example.prompt), len(prompts))
-        arrays = tuple(np.array(each, dtype=np.int32) for each in ids)
-        side.append(_Encoded(arrays, example.target, example.weight, example.group, prompt))
-    mean = sum(example.weight for example in train) / max(len(train), 1) or 1.0
-    train = [example._replace(weight=example.weight / mean) for example in train]
-    return train, [example._replace(weight=1.0) for example in dev], too_long
-
-
-@dataclass(frozen=True)
-class _Collator:
-    """A micro-batch: targets, weights, and its distinct conversations as padded token ids or one packed row.
-
-    `rows` (G, m) says which of the conversations are an example's.
-    """
-
-    pad: int
-    packed: bool
-
-    def __call__(self, examples: list[_Encoded]) -> dict[str, Any]:
-        import torch
-
-        from opengrm.engines.classifier import packed, padded
-
-        numbers: dict[tuple[int, ...], int] = {}
-        prompts: list[int] = []
-        rows: list[list[int]] = []
-        for example in examples:
-            each = [tuple(ids.tolist()) for ids in example.ids]
-            prompts += [example.prompt for ids in dict.fromkeys(each) if ids not in numbers]
-            rows.append([numbers.setdefault(ids, len(numbers)) for ids in each])
-        batch = {
-            "labels": torch.tensor([example.target for example in examples], dtype=torch.float32),
-            "weights": torch.tensor([example.weight for example in examples], dtype=torch.float32),
-            "rows": torch.tensor(rows),
-        }
-        ids = list(numbers)
-        return (
-            {**batch, "layout": packed(ids, prompts, self.pad)} if self.packed else {**batch, **padded(ids, self.pad)}
-        )
-
-
 def can_share_prompts(trainer: Any) -> bool:
     """Whether a packed row gives what the padded batch does: such a model, whole on each device, one process a device.
 
@@ -444,32 +350,12 @@ def can_share_prompts(trainer: Any) -> bool:
     return whole and trainer.args.n_gpu < 2 and takes_packed(trainer.model) and can_share(trainer.model)
 
 
-def drawn(prompts: Sequence[int], batch: int, rng: np.random.Generator) -> list[int]:
-    """An epoch: each example's index once, in random order but for up to `_TOGETHER` of a prompt that stand together.
-
-    Args:
-        prompts: each example's prompt.
-        batch: examples of a step. With few of them fewer stand together, so that a step has many prompts.
-        rng: the same one gives the same epoch, on any number of devices.
-    """
-    most = max(1, min(_TOGETHER, batch // _TOGETHER))
-    pieces: list[list[int]] = []
-    filling: dict[int, list[int]] = {}
-    for index in rng.permutation(len(prompts)).tolist():
-        piece = filling.get(prompts[index])
-        if piece is None or len(piece) == most:
-            piece = filling[prompts[index]] = []
-            pieces.append(piece)
-        piece.append(index)
-    return [index for place in rng.permutation(len(pieces)) for index in pieces[place]]
-
-
 def _trainer(settings: ScalarSettings, objective: Objective, **arguments: Any) -> Any:
     """A Trainer of groups that goes through its examples as `drawn`."""
     import transformers
 
     class Order:
-        def __init__(self, trainer: Any, examples: Sequence[_Encoded]) -> None:
+        def __init__(self, trainer: Any, examples: Sequence[Encoded]) -> None:
             self.trainer, self.prompts = trainer, [example.prompt for example in examples]
 
         def __len__(self) -> int:
