@@ -28,14 +28,10 @@ from opengrm.judgments import Judgment  # noqa: E402
 from opengrm.reading import write_items, write_judgments  # noqa: E402
 from opengrm.templates.meta import MetaTemplate  # noqa: E402
 from opengrm.training.meta_examples import example_from_json, examples  # noqa: E402
-from opengrm.training.meta_rm import (  # noqa: E402
-    MetaSettings,
-    _classifier,
-    bce_with_logits,
-    drawn,
-    train_meta,
-)
+from opengrm.training.meta_rm import MetaSettings, bce_with_logits, train_meta  # noqa: E402
 from opengrm.training.resume import last_checkpoint  # noqa: E402
+from opengrm.training.scalar import classifier  # noqa: E402
+from opengrm.training.scalar_examples import drawn  # noqa: E402
 
 TEMPLATE = MetaTemplate("meta-compact")
 
@@ -160,7 +156,7 @@ def test_trains_and_writes_an_ordinary_folder(tmp_path: Path) -> None:
     assert float(((logits > 0) == labels).mean()) == pytest.approx(dev["accuracy"]["mean"])
     # Done is done, and another run does not fit into this folder.
     assert train_meta([], {}, base, output, TEMPLATE, settings(steps=30)) == report
-    with pytest.raises(UsageError, match="another settings"):
+    with pytest.raises(UsageError, match="holds another run"):
         train_meta([], {}, base, output, TEMPLATE, settings(steps=31))
 
 
@@ -241,7 +237,7 @@ def test_loss_and_gradients_equal_the_padded_ones(tmp_path: Path, checkpointing:
     labels = torch.tensor([example.label for example in found])
     got = []
     for share in (False, True):
-        model, _, _ = _classifier(base, False)
+        model, _, _ = classifier(base, False)
         torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
         model.train()
         if checkpointing:
@@ -276,7 +272,7 @@ def test_training_with_and_without_sharing_ends_the_same(
     )
     shared = train_meta(judgments, items, base, tmp_path / "shared", TEMPLATE, how)
     assert any(len(layout.prompts_GP) < len(layout.mask_BC) for layout in layouts)
-    monkeypatch.setattr("opengrm.training.meta_rm._can_share_prompts", lambda trainer: False)
+    monkeypatch.setattr("opengrm.training.scalar.can_share_prompts", lambda trainer: False)
     plain = train_meta(judgments, items, base, tmp_path / "plain", TEMPLATE, how)
     close = 0.05 if bf16 else 1e-4
     assert shared["dev"]["n"] == plain["dev"]["n"] > 0
@@ -338,8 +334,8 @@ def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
     one = train_meta(judgments, items, base, tmp_path / "one", TEMPLATE, settings(steps=6))
     words = (
         f"-m torch.distributed.run --standalone --nproc-per-node 2 -m opengrm train meta {tmp_path}/j.jsonl"
-        f" --items {tmp_path}/i.jsonl -o {tmp_path}/two --model {base} --lr 3e-3 --batch 8 --micro-batch 4 --steps 6"
-        " --eval-every 6 --save-every 6 --held-out 0.2 --quiet --json"
+        f" --items {tmp_path}/i.jsonl -o {tmp_path}/two --model {base} --learning-rate 3e-3 --batch 8 --micro-batch 4 --steps 6"
+        " --eval-every 6 --save-every 6 --dev-share 0.2 --quiet --json"
     )
     done = subprocess.run([sys.executable, *words.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

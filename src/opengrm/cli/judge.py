@@ -82,7 +82,12 @@ def judge(
     ] = None,
     by: Annotated[
         JudgeName,
-        typer.Option("--judge", help="The kind of judge: grm (pointwise generative).", rich_help_panel=MODEL),
+        typer.Option(
+            "--judge",
+            help="The kind of judge: grm (pointwise generative); scalar ones, that opengrm train makes: bt"
+            " (Bradley-Terry), pair (PairRM).",
+            rich_help_panel=MODEL,
+        ),
     ] = "grm",
     model: Annotated[
         str,

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from opengrm.errors import UsageError
+
 if TYPE_CHECKING:
     from opengrm.engines.base import Engine
     from opengrm.items import Item, Message
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from opengrm.ledger import Ledger
     from opengrm.templates.base import Template
 
-JudgeName = Literal["grm"]
+JudgeName = Literal["grm", "bt", "pair"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,60 @@ def _grm(options: Options) -> Chosen:
     return Chosen(PARADIGMS["grm"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
 
 
+def _bt(options: Options) -> Chosen:
+    from opengrm.judges.base import PARADIGMS
+    from opengrm.judges.bradley_terry import open_bradley_terry, shown
+
+    settings = _classifier_settings("bt", options)
+    return Chosen(
+        PARADIGMS["bt"],
+        "judge bt",
+        shown,
+        lambda ledger, stack: open_bradley_terry(options.model, ledger, stack, **settings),
+    )
+
+
+def _pair(options: Options) -> Chosen:
+    from opengrm.judges.base import PARADIGMS
+    from opengrm.judges.pair_rm import open_pair_rm, shown
+
+    settings = _classifier_settings("pair", options)
+    return Chosen(
+        PARADIGMS["pair"],
+        "judge pair",
+        shown,
+        lambda ledger, stack: open_pair_rm(options.model, ledger, stack, **settings),
+    )
+
+
+def _classifier_settings(name: str, options: Options) -> dict[str, Any]:
+    """The arguments of `engines.classifier.Classifier`. Raises UsageError for options of judges that write text."""
+    engine = options.engine
+    given = {
+        "--engine": engine.get("kind", "transformers") != "transformers",
+        "--base-url": bool(engine.get("base_urls")),
+        "--template": options.template is not None,
+        "--temperature": options.temperature is not None,
+        "--top-p": options.top_p != 1.0,
+        "--max-tokens": options.max_tokens is not None,
+        "--orders": options.orders != "balanced",
+        **{
+            f"--{option.replace('_', '-')}": engine.get(key) is not None
+            for option, key in (
+                ("concurrency", "concurrency"),
+                ("timeout", "timeout"),
+                ("chat_template_kwargs", "chat_template_kwargs"),
+                ("extra_body", "extra_body"),
+                ("engine_option", "engine_options"),
+            )
+        },
+    }
+    if refused := [option for option, is_given in given.items() if is_given]:
+        raise UsageError(f"{', '.join(refused)}: for judges that write text; judge {name} reads one logit, in process")
+    found = {key: engine[key] for key in ("device", "dtype", "trust_remote_code") if key in engine}
+    return found if engine.get("batch") is None else {**found, "max_batch": engine["batch"]}
+
+
 def rendered(template: Template, item: Item) -> tuple[Message, ...]:
     """The prompt of the item as it is; of its first response in a solo form. Raises ValueError."""
     shown = item.only(0) if template.solo else item
@@ -94,4 +150,4 @@ def _engine(options: Options, stack: ExitStack) -> Engine:
     return opened
 
 
-_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm}
+_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm, "bt": _bt, "pair": _pair}

@@ -165,7 +165,7 @@ def rft(
     bad = bad_rows(on_bad)
     if instructions is not None and not collect_only:
         count_rows(instructions)  # a malformed row is told now, not after hours of sampling
-    check_files(items, held_out or [], instructions)
+    check_files([items], held_out or [], instructions)
     try:
         with growing("collecting", quiet=quiet) as show:
             collected = collect_stage(

@@ -136,7 +136,7 @@ def rl(
         raise UsageError(str(error)) from None
     if reference is None and (reference_base_url or reference_engine != "transformers"):
         raise UsageError("--reference-engine and --reference-base-url go with --reference")
-    check_files(items, held_out or [])
+    check_files([items], held_out or [])
     skipped = bad_rows(on_bad)
     found = list(read_items(items, skipped))
     skipped.report()

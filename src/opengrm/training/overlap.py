@@ -54,11 +54,13 @@ class HeldOut:
         return len(self._met)
 
 
-def check_files(items: str | Path, held_out: Sequence[str | Path], instructions: str | Path | None = None) -> None:
+def check_files(
+    items: Sequence[str | Path], held_out: Sequence[str | Path], instructions: str | Path | None = None
+) -> None:
     """`refuse_overlap` for a verb's files; malformed rows are left to whoever trains on them.
 
     Args:
-        items: labelled items that are trained on.
+        items: files of labelled items that are trained on.
         held_out: files of items that will be reported on.
         instructions: rows {"prompt", "completion"} that are trained on as well.
     """
@@ -69,7 +71,8 @@ def check_files(items: str | Path, held_out: Sequence[str | Path], instructions:
     if not known.count:
         return
     way_out = "leave out --held-out"
-    refuse_overlap((item.prompt for item in read_items(items, lambda _: None)), known, str(items), way_out)
+    for path in items:
+        refuse_overlap((item.prompt for item in read_items(path, lambda _: None)), known, str(path), way_out)
     if instructions is not None:
         asked = (conversation(row["prompt"]) for _, row in read_rows(instructions))
         refuse_overlap(asked, known, str(instructions), way_out)
