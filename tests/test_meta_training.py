@@ -334,7 +334,8 @@ def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
     one = train_meta(judgments, items, base, tmp_path / "one", TEMPLATE, settings(steps=6))
     words = (
         f"-m torch.distributed.run --standalone --nproc-per-node 2 -m opengrm train meta {tmp_path}/j.jsonl"
-        f" --items {tmp_path}/i.jsonl -o {tmp_path}/two --model {base} --learning-rate 3e-3 --batch 8 --micro-batch 4 --steps 6"
+        f" --items {tmp_path}/i.jsonl -o {tmp_path}/two --model {base} --learning-rate 3e-3"
+        " --batch 8 --micro-batch 4 --steps 6"
         " --eval-every 6 --save-every 6 --dev-share 0.2 --quiet --json"
     )
     done = subprocess.run([sys.executable, *words.split()], capture_output=True, text=True, check=False)

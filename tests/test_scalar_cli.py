@@ -34,7 +34,8 @@ def test_train_and_judge(tmp_path: Path, kind: str) -> None:
     base = build_checkpoint(tmp_path / "base")
     items = [Item((Message("user", f"Q{i}"),), ("no", "yes", "no no"), best=1, id=f"q{i}") for i in range(12)]
     write_items(tmp_path / "items.jsonl", items)
-    small = "--learning-rate 3e-3 --batch 4 --micro-batch 4 --steps 6 --eval-every 3 --save-every 3 --dev-share 0.3 -q --json"
+    small = "--learning-rate 3e-3 --batch 4 --micro-batch 4 --steps 6 --eval-every 3 --save-every 3"
+    small += " --dev-share 0.3 -q --json"
     trained = call(f"train {kind} {tmp_path}/items.jsonl -o {tmp_path}/rm --model {base} {small}")
     report = json.loads(trained.stdout)
     assert report["judge"] == kind

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import BadRows, JsonOut, OnBad, bad_rows
+from opengrm.cli.options import BadRows, HeldOutFiles, JsonOut, OnBad, bad_rows
 from opengrm.cli.progress import growing
 from opengrm.cli.scalar_options import (
     Checkpointing,
