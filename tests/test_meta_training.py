@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,38 @@ def test_trains_and_writes_an_ordinary_folder(tmp_path: Path) -> None:
     assert float((np.logaddexp(0, logits) - labels * logits).mean()) == pytest.approx(dev["loss"], abs=1e-3)
     assert float(((logits > 0) == labels).mean()) == pytest.approx(dev["accuracy"]["mean"])
     # Done is done, and another run does not fit into this folder.
-    assert train_meta([], {}, base, output, TEMPLATE, settings(steps=30)) == report
-    with pytest.raises(UsageError, match="holds another run"):
-        train_meta([], {}, base, output, TEMPLATE, settings(steps=31))
+    assert train_meta([], items, base, output, TEMPLATE, settings(steps=30)) == report
+    with pytest.raises(UsageError, match=r"holds another run \(settings\.steps 30, now 31\)"):
+        train_meta([], items, base, output, TEMPLATE, settings(steps=31))
+    with pytest.raises(UsageError, match=r"holds another run \(items"):
+        train_meta([], {}, base, output, TEMPLATE, settings(steps=30))
+
+
+def test_judgments_of_other_items_leave_nothing_behind(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data(8)
+    other = {f"other {name}": replace(item, id=f"other {name}") for name, item in items.items()}
+    with pytest.raises(UsageError, match=r"no judgments to learn from .*left out: item not in the items"):
+        train_meta(judgments, other, base, tmp_path / "meta", TEMPLATE, settings(steps=2))
+    assert train_meta(judgments, items, base, tmp_path / "meta", TEMPLATE, settings(steps=2))["steps"] == 2
+
+
+def test_a_run_killed_behind_its_last_step_takes_none_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data(20)
+    whole = train_meta(judgments, items, base, tmp_path / "whole", TEMPLATE, settings(save_every=4, steps=4))
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    killed = (judgments, items, base, tmp_path / "killed", TEMPLATE, settings(save_every=4, steps=4))
+    with monkeypatch.context() as patched:
+        patched.setattr("opengrm.training.scalar.check_weights", kill)
+        with pytest.raises(Killed):
+            train_meta(*killed)
+    assert train_meta(*killed) == whole
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 4
 
 
 class Killed(Exception):

@@ -195,8 +195,7 @@ def train_scalar(
         if state.is_main_process:  # what cannot be learned from is not gone on from
             (folder / objective.report).unlink()
             (folder / EXAMPLES).unlink()
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["left_out"].items())
-        raise UsageError(f"{folder}: {missing}; {too_long:,} too long; left out: {reasons or 'nothing'}")
+        raise _nothing_to_learn(folder, missing, {**report["left_out"], "too long": too_long})
 
     # 3. Training.
     has_gpu = torch.cuda.is_available()
@@ -365,8 +364,16 @@ def _begin(folder: Path, run: dict[str, Any], objective: Objective) -> dict[str,
         return report
     make_folder(folder)
     report = {**run, **objective.begin(folder / EXAMPLES)}
+    if not report["examples"]:
+        (folder / EXAMPLES).unlink(missing_ok=True)
+        raise _nothing_to_learn(folder, objective.missing([]) or "no examples", report["left_out"])
     write_json(path, report)
     return report
+
+
+def _nothing_to_learn(folder: Path, missing: str, left_out: Mapping[str, int]) -> UsageError:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items() if count)
+    return UsageError(f"{folder}: {missing}; left out: {reasons or 'nothing'}")
 
 
 def can_share_prompts(trainer: Any) -> bool:
