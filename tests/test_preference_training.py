@@ -322,5 +322,6 @@ def test_what_cannot_be_trained(tmp_path: Path) -> None:
         BradleyTerrySettings(center_coefficient=-1)
     two = tmp_path / "two"
     transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2).save_pretrained(two)
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(two)
     with pytest.raises(EngineError, match="has 2 labels"):
         train_bradley_terry(data(4), two, tmp_path / "b", bt_settings())

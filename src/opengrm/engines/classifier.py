@@ -345,7 +345,7 @@ def pad_token(tokenizer: Any, model: Any) -> int:
 
 
 def head_of(model: Any) -> tuple[str, Any] | None:
-    """The classifier's last linear layer (decoders' `score`, encoders' `classifier`) with its place, or None."""
+    """The last linear layer's name and the layer: decoders' `score`, encoders' `classifier`; None for other names."""
     import torch
 
     for path in ("score", "classifier", "classifier.out_proj"):
