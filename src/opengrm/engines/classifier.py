@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from opengrm.engines.packed import Layout
 
 # A turn of the plain form; the other for tokenizers to which an empty line is a space like any other.
-_TURN = re.compile(r"\n\n(?:System|User|Assistant|Tool):")
-_ANY_TURN = re.compile(r"\s(?:System|User|Assistant|Tool)\s*:", re.IGNORECASE)
+_TURN = re.compile(r"(?<=\n\n)(?:System|User|Assistant|Tool):")
+_ANY_TURN = re.compile(r"(?<!\S)(?:System|User|Assistant|Tool)\s*:", re.IGNORECASE)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DECIMALS = 4
 
