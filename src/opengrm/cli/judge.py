@@ -82,7 +82,11 @@ def judge(
     ] = None,
     by: Annotated[
         JudgeName,
-        typer.Option("--judge", help="The kind of judge: grm (pointwise generative).", rich_help_panel=MODEL),
+        typer.Option(
+            "--judge",
+            help="The kind of judge: grm (pointwise generative), llm (names the best of several responses).",
+            rich_help_panel=MODEL,
+        ),
     ] = "grm",
     model: Annotated[
         str,
@@ -106,8 +110,8 @@ def judge(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm;"
-            " with --reference or --principle the form that shows them.",
+            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm"
+            " (of --judge llm: compact-judge, else judge); with --reference or --principle the form that shows them.",
             rich_help_panel=MODEL,
         ),
     ] = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opengrm.ledger import Ledger
     from opengrm.templates.base import Template
 
-JudgeName = Literal["grm"]
+JudgeName = Literal["grm", "llm"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,23 @@ def _grm(options: Options) -> Chosen:
     return Chosen(PARADIGMS["grm"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
 
 
+def _llm(options: Options) -> Chosen:
+    from opengrm.judges.base import PARADIGMS, check_responses
+    from opengrm.judges.llm import LLMJudge, check_template
+
+    template, sampling = _template(options, "compact-judge", "judge"), _sampling(options)
+    check_template(template)
+
+    def shown(item: Item) -> tuple[Message, ...]:
+        check_responses("llm", item.n)
+        return rendered(template, item)
+
+    def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
+        return LLMJudge(_engine(options, stack), template, sampling, options.orders, ledger)
+
+    return Chosen(PARADIGMS["llm"], f"template {template.name}", shown, open_judge)
+
+
 def rendered(template: Template, item: Item) -> tuple[Message, ...]:
     """The prompt of the item as it is; of its first response in a solo form. Raises ValueError."""
     shown = item.only(0) if template.solo else item
@@ -115,4 +132,4 @@ def _engine(options: Options, stack: ExitStack) -> Engine:
     return opened
 
 
-_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm}
+_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm, "llm": _llm}

@@ -27,6 +27,8 @@ from opengrm.ledger import Ledger
 from opengrm.templates.base import Parsed, Template
 from opengrm.voting.orders import OrderKind, plan_orders
 
+Rendered = tuple[tuple[tuple[Message, ...], ...], str | None]  # the prompts of one judgment, or why there are none
+
 
 @dataclass(frozen=True)
 class GRM:
@@ -127,7 +129,7 @@ class GRM:
         done = {s.index: known[s.key] for s in samples if s.key in known}
         return _Work(item, k, done), [s for s in samples if s.index not in done]
 
-    def _render(self, item: Item, order: tuple[int, ...]) -> tuple[tuple[tuple[Message, ...], ...], str | None]:
+    def _render(self, item: Item, order: tuple[int, ...]) -> Rendered:
         """The prompts of one judgment, or none and why the template cannot show the item so."""
         try:
             if not self.template.solo:

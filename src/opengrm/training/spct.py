@@ -69,8 +69,8 @@ def run(
         The folder.
 
     Raises:
-        UsageError: the folder holds a run with another configuration, the data cannot be used, or held-out
-            conversations are trained on.
+        UsageError: the folder holds a run with another configuration, the data cannot be used, held-out
+            conversations are trained on, or held-out single responses cannot be shown.
         EngineError, BadRow: from the stages.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,6 +157,8 @@ def _data(config: Config, folder: Path, say: Say) -> None:
                 write_rows(path, (i.to_json() for i in source.items(0 if held_out else 1000 * config.seed)))
             except ValueError as error:
                 raise UsageError(f"data {name}: {error}") from None
+        if held_out:
+            evaluation.check_shown(read_items(path), _forms(config), f"data.test.{name}, {path}")
         prompts = {_conversation(item) for item in read_items(path)}
         if held_out and not config.data.allow_overlap and (shared := len(prompts & trained)):
             raise UsageError(
@@ -221,13 +223,14 @@ def _rl(config: Config, folder: Path, say: Say, *, choose_only: bool = False) ->
 def _fresh(config: Config, folder: Path, say: Say) -> None:
     if not config.meta.fresh:
         return
-    items = list(read_items(_items_path(config, folder, "rft")))
+    forms = _forms(config)
+    items = [item for item in read_items(_items_path(config, folder, "rft")) if forms.shows(item)]
     engine = config.engine.open(_checkpoint(config, folder, "rl"))
     (folder / "meta").mkdir(exist_ok=True)
     try:
         with Ledger(folder / "meta" / "fresh.ledger.db") as ledger:
             sampling = config.rft.collect.sampling
-            judged = evaluation.judge_all(items, engine, _forms(config), sampling, config.meta.fresh, ledger)
+            judged = evaluation.judge_all(items, engine, forms, sampling, config.meta.fresh, ledger)
             say(f"{sum(len(judgments) for _, judgments in judged):,} fresh judgments")
     finally:
         engine.close()

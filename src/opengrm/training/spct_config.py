@@ -195,7 +195,8 @@ class Config:
     Attributes:
         base: "nano-base", a folder, or a hub id.
         data: what is read.
-        template: prompt family, a joint form ("grm", "compact", "compact+no-principles", or a user's file).
+        template: prompt family, a joint form ("grm", "compact", "compact+no-principles", "compact-judge", or a user's
+            file). A template that names the best takes no held-out single responses; in training they are dropped.
         seed: of training, and of generated training data.
         engine, rft, rl, meta, evaluation: the stages.
         launch: stage name to launcher command, for "tune", "rl" and "meta".
