@@ -84,7 +84,8 @@ def judge(
         JudgeName,
         typer.Option(
             "--judge",
-            help="The kind of judge: grm (pointwise generative), llm (names the best of several responses).",
+            help="The kind of judge: grm (pointwise generative), llm (names the best of several responses),"
+            " tokenprob (pairs, by the probability of the answer's token).",
             rich_help_panel=MODEL,
         ),
     ] = "grm",
@@ -111,7 +112,8 @@ def judge(
         str | None,
         typer.Option(
             help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm"
-            " (of --judge llm: compact-judge, else judge); with --reference or --principle the form that shows them.",
+            " (of llm and tokenprob: compact-judge, else judge); with --reference or --principle the form that shows"
+            " them.",
             rich_help_panel=MODEL,
         ),
     ] = None,

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from opengrm.engines.base import Engine, Sampling
     from opengrm.items import Item, Message
     from opengrm.judges.base import Judge, Paradigm
+    from opengrm.judges.llm import LLMJudge
     from opengrm.ledger import Ledger
     from opengrm.templates.base import Template
 
-JudgeName = Literal["grm", "llm"]
+JudgeName = Literal["grm", "llm", "tokenprob"]
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,32 @@ def _grm(options: Options) -> Chosen:
 
 
 def _llm(options: Options) -> Chosen:
-    from opengrm.judges.base import PARADIGMS, check_responses
     from opengrm.judges.llm import LLMJudge, check_template
 
+    return _comparing(options, LLMJudge, check_template)
+
+
+def _tokenprob(options: Options) -> Chosen:
+    from opengrm.judges.token_prob import TokenProb, check_locates
+
+    return _comparing(options, TokenProb, check_locates)
+
+
+def _comparing(options: Options, kind: type[LLMJudge], check: Callable[[Template], None]) -> Chosen:
+    """A judge whose text names the best response."""
+    from opengrm.judges.base import PARADIGMS, check_responses
+
     template, sampling = _template(options, "compact-judge", "judge"), _sampling(options)
-    check_template(template)
+    check(template)
 
     def shown(item: Item) -> tuple[Message, ...]:
-        check_responses("llm", item.n)
+        check_responses(kind.paradigm, item.n)
         return rendered(template, item)
 
     def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
-        return LLMJudge(_engine(options, stack), template, sampling, options.orders, ledger)
+        return kind(_engine(options, stack), template, sampling, options.orders, ledger)
 
-    return Chosen(PARADIGMS["llm"], f"template {template.name}", shown, open_judge)
+    return Chosen(PARADIGMS[kind.paradigm], f"template {template.name}", shown, open_judge)
 
 
 def rendered(template: Template, item: Item) -> tuple[Message, ...]:
@@ -132,4 +145,4 @@ def _engine(options: Options, stack: ExitStack) -> Engine:
     return opened
 
 
-_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm, "llm": _llm}
+_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm, "llm": _llm, "tokenprob": _tokenprob}

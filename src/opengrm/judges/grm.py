@@ -158,7 +158,7 @@ class GRM:
     def _judgment(self, work: _Work, sample: _Sample) -> Judgment:
         completions = [sample.completions[part] for part in range(len(sample.prompts))]
         n_shown = 1 if self.template.solo else work.item.n
-        parsed = [_parse(self.template, c, n_shown) for c in completions]
+        parsed = [self._read(c, n_shown) for c in completions]
         error = next((p.error for p in parsed if p.error is not None), sample.error)
         shown = [s for p in parsed for s in p.scores or ()]
         return Judgment(
@@ -179,6 +179,10 @@ class GRM:
             completion_tokens=sum(c.completion_tokens for c in completions),
             extra={"sampling": self._sampling},
         )
+
+    def _read(self, completion: Completion, n: int) -> Parsed:
+        """What one completion says of the n responses shown."""
+        return _parse(self.template, completion, n)
 
 
 def _parse(template: Template, completion: Completion, n: int) -> Parsed:

@@ -7,6 +7,7 @@ is missing are the same, and one-hot scores carry the choice. Trained by the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from opengrm.errors import UsageError
 from opengrm.items import Item
@@ -23,12 +24,14 @@ class LLMJudge(GRM):
         UsageError: the template does not name the best of several responses.
     """
 
+    paradigm: ClassVar[str] = "llm"
+
     def __post_init__(self) -> None:
         check_template(self.template)
 
     def _render(self, item: Item, order: tuple[int, ...]) -> Rendered:
         try:
-            check_responses("llm", item.n)
+            check_responses(self.paradigm, item.n)
         except ValueError as error:
             return (), f"template: {error}"
         return super()._render(item, order)

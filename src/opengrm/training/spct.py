@@ -42,7 +42,7 @@ from opengrm.templates import get_template
 from opengrm.templates.forms import Forms, forms_of
 from opengrm.training import evaluation, rft, rl
 from opengrm.training.spct_config import Config, Tasks, World
-from opengrm.training.stage import read_json, write_json
+from opengrm.training.stage import Pace, read_json, write_json
 
 Stage = Literal["data", "collect", "tune", "rl", "fresh", "meta", "evaluate"]
 STAGES: tuple[Stage, ...] = ("data", "collect", "tune", "rl", "fresh", "meta", "evaluate")
@@ -185,7 +185,7 @@ def _conversation(item: Item) -> str:
 
 
 def _collect(config: Config, folder: Path, say: Say) -> None:
-    told = _Pace(say)
+    told = Pace(say)
     sampler = config.rft.sampler or config.base
     figures = rft.collect_stage(
         _items_path(config, folder, "rft"), folder / "rft", sampler, lambda: config.engine.open(sampler),
@@ -196,7 +196,7 @@ def _collect(config: Config, folder: Path, say: Say) -> None:
 
 
 def _tune(config: Config, folder: Path, say: Say) -> None:
-    told = _Pace(say)
+    told = Pace(say)
     instructions = config.data.instructions
     path = folder / "data" / "instructions.jsonl" if isinstance(instructions, Tasks) else instructions
     settings = replace(config.rft.sft, seed=config.rft.sft.seed + config.seed)
@@ -240,7 +240,7 @@ def _meta(config: Config, folder: Path, say: Say) -> None:
     from opengrm.templates.meta import MetaTemplate, default_meta_template
     from opengrm.training.meta_rm import train_meta
 
-    told = _Pace(say)
+    told = Pace(say)
     named = config.meta.template
     template = MetaTemplate(named) if named else default_meta_template(_forms(config).joint.name)
     ledgers = [folder / "rft" / rft.LEDGER, folder / "meta" / "fresh.ledger.db"]
@@ -299,15 +299,3 @@ def _checkpoint(config: Config, folder: Path, name: str) -> str:
         find_model(config.base)
         return config.base
     return str({"rft": folder / "rft" / "model", "rl": folder / "rl"}.get(name, name))
-
-
-class _Pace:
-    """Lets a line through every few seconds."""
-
-    def __init__(self, say: Say, seconds: float = 20.0) -> None:
-        self._say, self._seconds, self._last = say, seconds, time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        if time.monotonic() - self._last >= self._seconds:
-            self._last = time.monotonic()
-            self._say(line)

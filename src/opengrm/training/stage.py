@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # several processes may write the same
     part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+class Pace:
+    """Lets a line through every few seconds."""
+
+    def __init__(self, say: Callable[[str], None], seconds: float = 20.0) -> None:
+        self._say, self._seconds, self._last = say, seconds, time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            self._say(line)
