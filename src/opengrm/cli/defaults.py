@@ -13,6 +13,14 @@ def default_template(model: str) -> str:
     return named_template(model) or "grm"
 
 
+def judge_template(model: str) -> str:
+    """The same for a judge that names the best: the form that belongs to the family that a model was trained in."""
+    named = default_template(model)
+    if named.split("+")[0] in ("judge", "compact-judge"):
+        return named
+    return "compact-judge" if named.startswith("compact") else "judge"
+
+
 def default_sampling(
     template: Template, *, temperature: float | None = None, top_p: float = 1.0, max_tokens: int | None = None
 ) -> Sampling:

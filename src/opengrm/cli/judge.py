@@ -84,8 +84,9 @@ def judge(
         JudgeName,
         typer.Option(
             "--judge",
-            help="The kind of judge: grm (pointwise generative); scalar ones, that opengrm train makes: bt"
-            " (Bradley-Terry), pair (PairRM).",
+            help="The kind of judge: grm (pointwise generative), llm (names the best of several responses),"
+            " tokenprob (pairs, by the probability of the answer's token); scalar ones, that opengrm train makes:"
+            " bt (Bradley-Terry), pair (PairRM).",
             rich_help_panel=MODEL,
         ),
     ] = "grm",
@@ -111,8 +112,9 @@ def judge(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm;"
-            " with --reference or --principle the form that shows them.",
+            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm"
+            " (of llm and tokenprob: compact-judge, else judge); with --reference or --principle the form that shows"
+            " them.",
             rich_help_panel=MODEL,
         ),
     ] = None,

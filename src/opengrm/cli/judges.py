@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from opengrm.engines.base import Engine
     from opengrm.items import Item, Message
     from opengrm.judges.base import Judge, Paradigm
+    from opengrm.judges.llm import LLMJudge
     from opengrm.ledger import Ledger
     from opengrm.templates.base import Template
 
-JudgeName = Literal["grm", "bt", "pair"]
+JudgeName = Literal["grm", "llm", "tokenprob", "bt", "pair"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,40 @@ def _grm(options: Options) -> Chosen:
         return GRM(_engine(options, stack), template, sampling, options.orders, ledger)
 
     return Chosen(PARADIGMS["grm"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
+
+
+def _llm(options: Options) -> Chosen:
+    from opengrm.judges.llm import LLMJudge, check_template
+
+    return _comparing(options, LLMJudge, check_template)
+
+
+def _tokenprob(options: Options) -> Chosen:
+    from opengrm.judges.token_prob import TokenProb, check_locates
+
+    return _comparing(options, TokenProb, check_locates)
+
+
+def _comparing(options: Options, kind: type[LLMJudge], check: Callable[[Template], None]) -> Chosen:
+    """A judge whose text names the best response."""
+    from opengrm.cli.defaults import default_sampling, judge_template
+    from opengrm.judges.base import PARADIGMS, check_responses
+    from opengrm.templates import get_template
+
+    template = get_template(options.template or "+".join([judge_template(options.model), *options.extras]))
+    sampling = default_sampling(
+        template, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+    )
+    check(template)
+
+    def shown(item: Item) -> tuple[Message, ...]:
+        check_responses(kind.paradigm, item.n)
+        return rendered(template, item)
+
+    def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
+        return kind(_engine(options, stack), template, sampling, options.orders, ledger)
+
+    return Chosen(PARADIGMS[kind.paradigm], f"template {template.name}", shown, open_judge)
 
 
 def _bt(options: Options) -> Chosen:
@@ -150,4 +185,6 @@ def _engine(options: Options, stack: ExitStack) -> Engine:
     return opened
 
 
-_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm, "bt": _bt, "pair": _pair}
+_CHOICES: dict[str, Callable[[Options], Chosen]] = {
+    "grm": _grm, "llm": _llm, "tokenprob": _tokenprob, "bt": _bt, "pair": _pair,
+}  # fmt: skip

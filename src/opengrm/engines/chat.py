@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from opengrm.engines.base import Alternatives
 from opengrm.engines.checkpoints import first_line
+from opengrm.engines.pieces import completion_pieces
 from opengrm.errors import EngineError, UsageError
 from opengrm.items import Message
 from opengrm.templates.base import ZERO_WIDTH, broken_up
@@ -57,6 +59,7 @@ class ChatTokenizer:
             main = named if isinstance(named, str) else named.get("default")
             self._variables["chat_template"] = main and with_fixed_date(main)
         self._renderer = Renderer(self._apply)
+        self._alone: dict[int, str] = {}
         self._control = control_tokens(tokenizer)
         self._pattern = control_pattern(self._control)
         added: dict[str, int] = tokenizer.get_added_vocab()
@@ -84,7 +87,20 @@ class ChatTokenizer:
 
     def answer(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
         """A completion's text: `decode`, behind `<think>` where the prompt ends inside a thought that it opened."""
-        return opened_thought(self._text(prompt[-_TAIL:], skip_special_tokens=False)) + self.decode(token_ids)
+        return self._opened(prompt) + self.decode(token_ids)
+
+    def pieces(self, prompt: Sequence[int], token_ids: Sequence[int], *, ended: bool) -> tuple[str, ...] | None:
+        """What of `answer`'s text each token is, see `pieces.py`; with an empty one for the end token if it came."""
+        return completion_pieces(self.decode, token_ids, opened=self._opened(prompt), ended=ended)
+
+    def named(self, tokens: Iterable[tuple[int, float]]) -> Alternatives:
+        """Token ids with their log-probabilities, by the text of each alone."""
+        found = []
+        for token, logprob in tokens:
+            if token not in self._alone:
+                self._alone[token] = self.decode([token])
+            found.append((self._alone[token], logprob))
+        return tuple(found)
 
     def fence(self, text: str, *, special_only: bool = False) -> str:
         """`text` with a zero-width space behind the first character of whatever would read as a control token.
@@ -105,6 +121,9 @@ class ChatTokenizer:
                 wedge = text[start] + ZERO_WIDTH + text[start + 1 : end] if rounds <= _FENCE_ROUNDS else " "
                 text = text[:start] + wedge + text[end:]
         return text
+
+    def _opened(self, prompt: Sequence[int]) -> str:
+        return opened_thought(self._text(prompt[-_TAIL:], skip_special_tokens=False))
 
     def _spans_of(self, ids: set[int], text: str) -> set[tuple[int, int]]:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

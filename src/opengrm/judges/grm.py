@@ -27,6 +27,8 @@ from opengrm.ledger import Ledger
 from opengrm.templates.base import Parsed, Template, read_answer
 from opengrm.voting.orders import OrderKind, plan_orders
 
+Rendered = tuple[tuple[tuple[Message, ...], ...], str | None]  # the prompts of one judgment, or why there are none
+
 
 @dataclass(frozen=True)
 class GRM:
@@ -127,7 +129,7 @@ class GRM:
         done = {s.index: known[s.key] for s in samples if s.key in known}
         return _Work(item, k, done), [s for s in samples if s.index not in done]
 
-    def _render(self, item: Item, order: tuple[int, ...]) -> tuple[tuple[tuple[Message, ...], ...], str | None]:
+    def _render(self, item: Item, order: tuple[int, ...]) -> Rendered:
         """The prompts of one judgment, or none and why the template cannot show the item so."""
         try:
             if not self.template.solo:
@@ -156,7 +158,7 @@ class GRM:
     def _judgment(self, work: _Work, sample: _Sample) -> Judgment:
         completions = [sample.completions[part] for part in range(len(sample.prompts))]
         n_shown = 1 if self.template.solo else work.item.n
-        parsed = [_parse(self.template, c, n_shown) for c in completions]
+        parsed = [self._read(c, n_shown) for c in completions]
         error = next((p.error for p in parsed if p.error is not None), sample.error)
         shown = [s for p in parsed for s in p.scores or ()]
         return Judgment(
@@ -177,6 +179,10 @@ class GRM:
             completion_tokens=sum(c.completion_tokens for c in completions),
             extra={"sampling": self._sampling},
         )
+
+    def _read(self, completion: Completion, n: int) -> Parsed:
+        """What one completion says of the n responses shown."""
+        return _parse(self.template, completion, n)
 
 
 def _parse(template: Template, completion: Completion, n: int) -> Parsed:

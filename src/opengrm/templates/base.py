@@ -22,7 +22,8 @@ class Parsed:
     """What a parser found: scores by position shown, or an error "<kind>: <detail>" (kinds in `judgments.py`).
 
     `followed` says, for a rule that reads the last of what it looks for, that words stand behind it: had the text been
-    cut off there, it need not have been the last.
+    cut off there, it need not have been the last. `at` is where in the text the number of a named response begins, for
+    a rule that tells (`recorded.boxed_winner`).
     """
 
     scores: tuple[float, ...] | None
@@ -30,6 +31,7 @@ class Parsed:
     principles: str | None = None
     critique: str | None = None
     followed: bool = field(default=False, compare=False)
+    at: int | None = field(default=None, compare=False)
 
 
 class Template(Protocol):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from opengrm.engines.base import Engine, Sampling
+from opengrm.errors import UsageError
 from opengrm.items import Item
 from opengrm.judges.grm import GRM
 from opengrm.judges.meta import Judged, MetaRM
@@ -116,6 +117,8 @@ def evaluate(
         "tokens"}; a row has model, set, how ("greedy", "sum", "meta", "meta top 8"), k, items, and figures.
     """
     settings = settings or EvaluationSettings()
+    for name, items in sets.items():
+        check_shown(items, forms, name)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     found: list[Measured] = []
@@ -181,14 +184,31 @@ def measure_set(
 def judge_all(
     items: Iterable[Item], engine: Engine, forms: Forms, sampling: Sampling, k: int, ledger: Ledger | None
 ) -> list[Judged]:
-    """k judgments of each item, each in the form that shows it."""
+    """k judgments of each item, each in the form that shows it.
+
+    Raises:
+        UsageError: a single response, and the family has no form for one.
+    """
     every = list(items)
+    check_shown(every, forms)
     found: list[Judged] = []
-    for single in (False, True):
+    for template, single in ((forms.joint, False), (forms.single, True)):
         chosen = [item for item in every if (item.n == 1) == single]
-        if chosen:
-            found += GRM(engine, forms.single if single else forms.joint, sampling, ledger=ledger).judge(chosen, k)
+        if chosen and template is not None:
+            found += GRM(engine, template, sampling, ledger=ledger).judge(chosen, k)
     return found
+
+
+def check_shown(items: Iterable[Item], forms: Forms, name: str = "items") -> None:
+    """See that the family has a form for every item of a set called `name`.
+
+    Raises:
+        UsageError: with how many single responses there are that it cannot judge.
+    """
+    if alone := sum(not forms.shows(item) for item in items):
+        raise UsageError(
+            f"{name}: {alone:,} items have one response, template {forms.joint.name} compares several: leave them out"
+        )
 
 
 def _voted(

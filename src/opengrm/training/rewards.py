@@ -46,6 +46,9 @@ def usable_items(items: Sequence[Item], forms: Forms, fits: Callable[[Item], boo
     dropped: Counter[str] = Counter()
     kept = []
     for place, item in enumerate(items):
+        if not forms.shows(item):
+            dropped["single response"] += 1
+            continue
         template, label = forms.of(item), label_of(item)
         if label is None:
             dropped["no label"] += 1

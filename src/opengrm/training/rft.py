@@ -100,7 +100,7 @@ def collect_stage(
 
     for item in ItemsFile(items, counted):
         many, single = many + (item.n > 1), single + (item.n == 1)
-    planned = settings.planned(many, single)
+    planned = settings.planned(many, single if forms.single else 0)
 
     def told(there: int, so_far: Collected) -> None:
         if on_progress is not None:

@@ -163,6 +163,8 @@ def too_easy(items: Sequence[Item], forms: Forms, reference: Reference, say: Cal
     try:
         with Ledger(reference.ledger) as ledger:
             for template in dict.fromkeys((forms.joint, forms.single)):
+                if template is None:
+                    continue
                 places = [i for i, item in enumerate(items) if forms.of(item) is template and i not in easy]
                 judge = GRM(engine, template, reference.sampling, ledger=ledger)
                 run = judge.judge((items[i] for i in places), TOO_EASY)
@@ -194,7 +196,7 @@ def train(
     Args:
         items: labelled; those that cannot be used are dropped and counted.
         model: where to start and what the KL term holds on to: "nano", a folder, or a hub id.
-        template: a joint form; single responses are shown in its 0/1 form.
+        template: a joint form; single responses are shown in its 0/1 form, or dropped where it has none.
         reference: the too-easy filter; None keeps easy items.
         choose_only: write items.json and stop: in one process, for the several that will train.
         say: takes the lines that tell how it goes, one a step.

@@ -45,7 +45,7 @@ from opengrm.templates.forms import Forms, forms_of
 from opengrm.training import evaluation, rft, rl
 from opengrm.training.overlap import HeldOut, refuse_overlap
 from opengrm.training.spct_config import Config, Tasks, World
-from opengrm.training.stage import differing, make_folder, read_json, write_json
+from opengrm.training.stage import Pace, differing, make_folder, read_json, write_json
 from opengrm.voting.correctness import label_of
 
 Stage = Literal["data", "collect", "tune", "rl", "fresh", "meta", "evaluate"]
@@ -78,8 +78,8 @@ def run(
         The folder.
 
     Raises:
-        UsageError: the folder holds a run with another configuration, the data cannot be used, or held-out
-            conversations are trained on.
+        UsageError: the folder holds a run with another configuration, the data cannot be used, held-out
+            conversations are trained on, or held-out single responses cannot be shown.
         EngineError, BadRow: from the stages.
     """
     make_folder(folder)
@@ -175,6 +175,8 @@ def _checked_items(
             write_rows(path, (item.to_json() for item in source.items(shift)))
         except ValueError as error:
             raise UsageError(f"data {name}: {error}") from None
+    if every:
+        evaluation.check_shown(read_items(path), _forms(config), f"data.test.{name}, {path}")
     labels: dict[str, tuple[str, float | None]] = {}
     for item in read_items(path):
         label = label_of(item)
@@ -207,7 +209,7 @@ def _instructions(config: Config, folder: Path) -> Iterator[Sequence[Message]]:
 
 
 def _collect(config: Config, folder: Path, say: Say) -> None:
-    told = _Pace(say)
+    told = Pace(say)
     sampler = config.rft.sampler or config.base
     figures = rft.collect_stage(
         _items_path(config, folder, "rft"), folder / "rft", sampler, lambda: config.open(sampler),
@@ -218,7 +220,7 @@ def _collect(config: Config, folder: Path, say: Say) -> None:
 
 
 def _tune(config: Config, folder: Path, say: Say) -> None:
-    told = _Pace(say)
+    told = Pace(say)
     instructions = config.data.instructions
     path = folder / "data" / "instructions.jsonl" if isinstance(instructions, Tasks) else instructions
     settings = replace(config.rft.sft, seed=config.rft.sft.seed + config.seed, **_loading(config))
@@ -256,9 +258,12 @@ def _fresh(config: Config, folder: Path, say: Say) -> None:
         with Ledger(folder / "meta" / "fresh.ledger.db") as ledger:
             sampling = config.rft.collect.sampling
             forms, made = _forms(config), 0
-            for single in (False, True):
-                items = (i for i in read_items(_items_path(config, folder, "rft")) if (i.n == 1) == single)
-                judge = GRM(engine, forms.single if single else forms.joint, sampling, ledger=ledger)
+            for form in (forms.joint, forms.single):
+                if form is None:
+                    continue
+                every = read_items(_items_path(config, folder, "rft"))
+                items = (item for item in every if (item.n == 1) == (form is forms.single))
+                judge = GRM(engine, form, sampling, ledger=ledger)
                 made += sum(len(judgments) for _, judgments in judge.judge(items, config.meta.fresh))
             say(f"{made:,} fresh judgments")
     finally:
@@ -269,7 +274,7 @@ def _meta(config: Config, folder: Path, say: Say) -> None:
     from opengrm.templates.meta import MetaTemplate, default_meta_template
     from opengrm.training.meta_rm import train_meta
 
-    told = _Pace(say)
+    told = Pace(say)
     named = config.meta.template
     template = MetaTemplate(named) if named else default_meta_template(_forms(config).joint.name)
     ledgers = [folder / "rft" / rft.LEDGER, folder / "meta" / "fresh.ledger.db"]
@@ -342,15 +347,3 @@ def _checkpoint(config: Config, folder: Path, name: str) -> str:
     if not (path / "config.json").exists():
         raise UsageError(f"{path}: the model of stage {name} is not there any more: restore it, or begin anew")
     return str(path)
-
-
-class _Pace:
-    """Lets a line through every few seconds."""
-
-    def __init__(self, say: Say, seconds: float = 20.0) -> None:
-        self._say, self._seconds, self._last = say, seconds, time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        if time.monotonic() - self._last >= self._seconds:
-            self._last = time.monotonic()
-            self._say(line)

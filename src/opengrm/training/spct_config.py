@@ -218,7 +218,8 @@ class Config:
     Attributes:
         base: "nano-base", a folder, or a hub id.
         data: what is read.
-        template: prompt family, a joint form ("grm", "compact", "compact+no-principles", or a user's file).
+        template: prompt family, a joint form ("grm", "compact", "compact+no-principles", "compact-judge", or a user's
+            file). A template that names the best takes no held-out single responses; in training they are dropped.
         seed: of training, and of generated training data.
         chat_template_kwargs: variables of the models' chat template, e.g. {"enable_thinking": False}: of every prompt
             that is sampled, learned or evaluated. Judge with the same ones.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -125,3 +126,15 @@ def has_bfloat16() -> bool:
 def is_main() -> bool:
     """Whether this is the only process or the first of several, before anything is set up between them."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+class Pace:
+    """Lets a line through every few seconds."""
+
+    def __init__(self, say: Callable[[str], None], seconds: float = 20.0) -> None:
+        self._say, self._seconds, self._last = say, seconds, time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            self._say(line)
