@@ -211,7 +211,7 @@ def judge(
 
     A file of items, verdicts to another file (judgments stay in a ledger beside it; the same command resumes):
 
-        opengrm judge items.jsonl -o verdicts.jsonl -k 8
+        opengrm judge items.jsonl -o verdicts.jsonl -k 8 --model MODEL
 
     A model behind a server, or a checkpoint of your own:
 
@@ -219,7 +219,7 @@ def judge(
 
     Votes guided by a meta RM (opengrm train meta):
 
-        opengrm judge items.jsonl -o v.jsonl -k 8 --meta meta-rm/model
+        opengrm judge items.jsonl -o v.jsonl -k 8 --model MODEL --meta meta-rm/model
 
     One item by hand:
 

@@ -85,21 +85,24 @@ def rft(
         typer.Option(min=0.0, max=0.999, help="Their share of the training set (paper: 0.852).", rich_help_panel=MIX),
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak (paper: 5e-6).", rich_help_panel=TRAIN)] = 5e-6,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a step (paper: 1024).", rich_help_panel=TRAIN)] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of one step (paper: 1024).", rich_help_panel=TRAIN)] = 1024,
     steps: Annotated[int, typer.Option(min=1, help="Steps (paper: 900).", rich_help_panel=TRAIN)] = 900,
     micro_batch: Annotated[
-        int, typer.Option(min=1, help="Rows a forward pass and device.", rich_help_panel=TRAIN)
+        int, typer.Option(min=1, help="Rows of one forward pass on a device.", rich_help_panel=TRAIN)
     ] = 8,
     max_length: Annotated[
         int, typer.Option(min=1, help="Longest example in tokens; longer ones are left out.", rich_help_panel=TRAIN)
     ] = 8192,
     lora_rank: Annotated[
-        int, typer.Option(min=0, help="Rank of LoRA adapters, merged at the end; 0: all.", rich_help_panel=TRAIN)
+        int,
+        typer.Option(
+            min=0, help="Rank of LoRA adapters, merged at the end; 0 trains all weights.", rich_help_panel=TRAIN
+        ),
     ] = 0,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Save memory, compute twice.", rich_help_panel=TRAIN)
     ] = False,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps a checkpoint.", rich_help_panel=TRAIN)] = 100,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=TRAIN)] = 100,
     seed: Annotated[int, typer.Option(help="Of the shuffle.", rich_help_panel=TRAIN)] = 0,
     report_to: Annotated[
         list[str] | None, typer.Option(help="Trackers: tensorboard, trackio, ...", rich_help_panel=TRAIN)

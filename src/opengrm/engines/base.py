@@ -28,7 +28,7 @@ class Sampling:
     """How to sample.
 
     Attributes:
-        temperature: >= 0; 0 is greedy. The paper samples at 0.5 (section 3.4 of the method notes); RubricWorld at 1.
+        temperature: >= 0; 0 is greedy. The paper samples at 0.5 (its appendix); RubricWorld at 1.
         top_p: in (0, 1]; 1 switches the nucleus off.
         max_tokens: most new tokens of a completion.
         logprobs: also return the log-probability of each new token under the unscaled model distribution.

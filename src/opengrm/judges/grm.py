@@ -1,6 +1,6 @@
 """The pointwise generative reward model as a judge: principles, critiques and a score per response in one text.
 
-`GRM.judge(items, k)` gives k judgments of each item: it plans the k orders (DESIGN rule 4), asks the ledger for what
+`GRM.judge(items, k)` gives k judgments of each item: it plans the k orders (design rule 4), asks the ledger for what
 is already there, has the engine generate the rest, and parses. It streams: at most `window` items are open at a time,
 and items come back in the order they came in.
 

@@ -14,7 +14,7 @@ and writes principles with weights, findings per response with their sum, and th
     [2] short yes, clean yes, polite no = 8
     \boxed{10, 8}
 
-Only the boxed scores decide (DESIGN rule 3), and they close the text: words behind the last box mean that it was
+Only the boxed scores decide (design rule 3), and they close the text: words behind the last box mean that it was
 quoted from a response. The lines above are kept as principles and critique. Forms and additions have the names of the
 GRM family (`grm.py`): `compact-solo`, `compact-binary`, `+reference`, `+principles`, `+no-principles`, `+hint`. A
 hinted prompt without its line "Hint: ..." is the un-hinted prompt byte for byte.

@@ -1,7 +1,7 @@
 """The forms of one prompt family: several responses, a single one, and with a hint.
 
 Training and evaluation show items of n >= 2 in the joint form and, where labels are 0 or 1, single responses in the
-0/1 form of the same family (paper, section 4.2 of the method notes).
+0/1 form of the same family (the paper's appendix G has the single one).
 """
 
 from __future__ import annotations

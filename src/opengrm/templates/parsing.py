@@ -160,7 +160,7 @@ _RELEASED_CLOSE = re.compile(r"[\]}]")
 def released_spans(text: str) -> Iterator[slice]:
     r"""Every match of the released DeepSeek-GRM pattern, left to right, without overlap, in linear time.
 
-    The pattern (method notes 4.6) opens at `\boxed{` or `[` and runs to the next `}` or `]`, at least one character
+    The pattern opens at `\boxed{` or `[` and runs to the next `}` or `]`, at least one character
     later. Matched with `re` it takes quadratic time on text full of opening brackets.
     """
     at = 0
@@ -246,7 +246,7 @@ def first_line(text: str, n: int, low: float, high: float) -> Parsed:
     return checked([value for value in values if value is not None], n, low, high)
 
 
-# A heading of the three output lines, tolerant to what real models make of it (method notes 4.6): "### Analysis",
+# A heading of the three output lines, tolerant to what real models make of it (the paper's Table 17): "### Analysis",
 # "**Scores: ...**", "1. Specific Criteria:". Every repeat is bounded, so matching is linear.
 _LINE_HEADING = r"^[ \t>#*_`-]{0,16}(?:[0-9]{1,2}[.)][ \t]?)?[*_`]{0,4}(%s)[ \t*_`]{0,8}(?:[:：][ \t*_`]{0,8}|\r?$)"
 _HEADING = re.compile(_LINE_HEADING % "Specific Criteria|Analysis|Scores?", re.IGNORECASE | re.MULTILINE)

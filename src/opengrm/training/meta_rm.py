@@ -1,4 +1,4 @@
-"""The meta RM's training (method section 3.5): is this judgment's ranking correct?
+"""The meta RM's training (paper v3 section 4): is this judgment's ranking correct?
 
 A sequence classifier with one logit reads a conversation of query, responses and the judgment's text (`templates/
 meta.py`), and is trained by binary cross-entropy against the one rule of what is correct. Judgments are taken from
@@ -44,7 +44,7 @@ REPORT = "meta_rm.json"
 
 @dataclass(frozen=True)
 class MetaSettings(ScalarSettings):
-    """How to train; defaults are the paper's (section 3.4 of the method notes) where it gives a value.
+    """How to train; defaults are the paper's (its appendix) where it gives a value.
 
     These are learning rate 1e-5 and batch 512, for 27B. A small model wants a higher rate.
     """

@@ -4,7 +4,7 @@ There is no format reward and no partial credit: a text that cannot be parsed fa
 are correct is decided by `voting.correctness.correct` and nowhere else.
 
 A row is one item in one order, shown to the model G times. Rows come as a stream of epochs: each epoch shuffles the
-items by (seed, epoch), and shows each in the next order of its balanced plan (DESIGN rule 4).
+items by (seed, epoch), and shows each in the next order of its balanced plan (design rule 4).
 
 Choices where the paper is silent: a group shares one order (its rewards are compared with each other, so nothing but
 the text should differ); single responses are asked for with the template's 0/1 form, as in the paper's training data.

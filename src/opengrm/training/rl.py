@@ -1,4 +1,4 @@
-"""Rule-based online RL (SPCT, section 3.2 of the method): GRPO with the outcome reward, from the RFT model.
+"""Rule-based online RL (SPCT; paper v3 Eqs. 11 and 15): GRPO with the outcome reward, from the RFT model.
 
     train(items, "rft-model", "rl-model", Settings(steps=900))
 
@@ -49,7 +49,7 @@ from opengrm.voting.orders import OrderKind
 
 RolloutKind = Literal["own", "vllm", "trl"]
 Precision = Literal["float32", "bfloat16"]
-TOO_EASY = 3  # judgments of the reference model, all correct (method, section 3.2)
+TOO_EASY = 3  # judgments of the reference model, all correct (paper: the same)
 
 
 @dataclass(frozen=True)

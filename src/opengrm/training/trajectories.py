@@ -1,4 +1,4 @@
-"""Trajectories for rejective fine-tuning (paper v3 section 3.2; method notes 3.1): sampled, and kept or dropped.
+"""Trajectories for rejective fine-tuning (paper v3 section 3.2): sampled, and kept or dropped.
 
 `collect` samples judgments and keeps those that are worth learning from:
 
