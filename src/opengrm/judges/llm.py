@@ -1,7 +1,7 @@
 r"""LLM-as-a-judge: one text names the best of two responses or more (paper v3 Eq. 6), and k of them vote by majority.
 
 It is the generative judge of `grm.py` with a template that names the best: prompts, orders, seeds, the ledger and what
-is missing are the same, and one-hot scores carry the choice. Trained by the same RFT and RL (method notes 3.6).
+is missing are the same, and one-hot scores carry the choice. Trained by the same RFT and RL.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def judge_repeatedly(
 ) -> Generator[tuple[Item, list[Judgment]], None, None]:
     """k equal judgments of each item, see `judges.base.Judge.judge`.
 
-    A judgment's key is over model, template, the item's content and the sample's index (DESIGN rule 5).
+    A judgment's key is over model, template, the item's content and the sample's index (design rule 5).
 
     Args:
         judged: one judgment of each of these items, in their order.

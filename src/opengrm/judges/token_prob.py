@@ -1,7 +1,7 @@
 r"""LLM-as-a-judge with token probability: a pair's scores are what the model gave to either index (cell (b), (ii)).
 
 The text is that of `llm.py`: principles, critique and the box. The score of a response is the probability of its index
-in the place of the answer, given everything before it (method notes, sections 1 and 2: the probability of the index
+in the place of the answer, given everything before it (the paper, sections 2.1 and 4: the probability of the index
 token is the scalar, S = r_theta(C_hat | x, {y_i}) with C_hat the preference token). Log-probabilities are of the
 unscaled distribution, so temperature moves what is written before the answer, never the score behind it; greedy works
 as well. k judgments vote by the mean of their scores (v3 Eq. 12).

@@ -1,4 +1,4 @@
-r"""LLM-as-a-judge (method notes 4.4; paper v3 Eq. 6): one text names the best of two responses or more.
+r"""LLM-as-a-judge (paper v3, Eq. 6 and its appendix of prompts): one text names the best of two responses or more.
 
 The structure is the paper's for this baseline: the GRM's prompt with the same four criteria, without their points; the
 best response is to be selected among all candidates, and the last line is `Scores: \boxed{x}` with its number. The

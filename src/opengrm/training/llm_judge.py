@@ -1,4 +1,4 @@
-"""Training an LLM-as-a-judge: rejective fine-tuning, then RL, on items of two responses or more (method notes 3.6).
+"""Training an LLM-as-a-judge: rejective fine-tuning, then RL, on items of two responses or more.
 
     train_judge(items, "base", Path("judge"), get_template("judge"), open_sampler)
 
