@@ -229,6 +229,8 @@ def train(
     check_reporters(settings.report_to)
     if settings.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
         raise MissingExtra("vLLM rollouts", "vllm")  # TRL's client needs it as well as the server
+    if settings.rollouts == "own" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UsageError("own rollouts need whole weights in each process, FSDP shards them: choose vllm rollouts")
     use_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     state = PartialState(cpu=use_cpu, timeout=PATIENCE)
     said = say if state.is_main_process else lambda line: None
@@ -237,8 +239,6 @@ def train(
         if (output / "config.json").exists() and not (output / "settings.json").exists():
             raise UsageError(f"{output}: holds a model that was not trained by this verb: choose another folder")
         begin(output / "settings.json", {"model": name, "template": template.name, **asdict(settings)})
-    if settings.rollouts == "own" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise UsageError("own rollouts need whole weights in each process, FSDP shards them: choose vllm rollouts")
         _check_items(items, output / "items.json")
     state.wait_for_everyone()
     if (output / "config.json").exists():
