@@ -179,6 +179,10 @@ def test_a_folder_says_also_what_transformers_4_reads(tmp_path: Path) -> None:
 
 def test_what_a_classifier_can_be_made_of(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(EngineError, match=r"no tokenizer \(tokenizer\.json"):
+        check_backbone(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
     for architecture, labels, why in (
         ("Qwen3ForCausalLM", None, None),
         ("BertModel", None, None),
