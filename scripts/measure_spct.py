@@ -2,7 +2,7 @@
 
     python scripts/measure_spct.py run main-0 main-1 main-2     training and evaluation, resumable; hours on one core
     python scripts/measure_spct.py run no-principles ...        an ablation each, from the runs of main-0
-    python scripts/measure_spct.py run size-64                  the recipe on a base of another width
+    python scripts/measure_spct.py run size-64 size-128         a shorter recipe on bases of two widths
     python scripts/measure_spct.py report                       results/spct-{main,ablation,principles,sizes}.json
 
 Runs are independent processes on one folder each (set OMP_NUM_THREADS=1 when two run), but ablations copy what they
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from opengrm.engines.base import Sampling
+from opengrm.engines.checkpoints import find_model
 from opengrm.items import Item
 from opengrm.judges.meta import open_meta_rm
 from opengrm.judgments import Judgment
@@ -39,9 +40,8 @@ from opengrm.worlds.rubric import generate_items
 
 RECIPE = Path("recipes/rubric-world.toml")
 SEEDS = (0, 1, 2)
-WIDTHS = (64,)  # besides the recipe's 128
+WIDTHS = (64, 128)  # 128 is nano-base
 ABLATION_ITEMS = 500
-NANO = 714_240  # parameters of the embedded models
 
 
 @dataclass(frozen=True)
@@ -141,19 +141,23 @@ def main_run(folder: Path, seed: int, stages: Sequence[Stage]) -> None:
 
 
 def size_run(folder: Path, width: int) -> None:
-    """The recipe, seed 0, on a base of another width, and its models on the held-out pairs."""
-    place, base = folder / f"size-{width}", folder / f"nano-{width}" / "faulty"
-    if not base.exists():
-        raise SystemExit(
-            f"{base} is not there: python scripts/pretrain_nano.py --width {width} --output {base.parent} makes it"
-        )
-    config = replace(read_config(RECIPE, seed=0), base=str(base))
-    run(config, place, stages=[stage for stage in STAGES if stage != "evaluate"])
-    models = {"base": config.base, "rft": str(place / "rft" / "model"), "rl": str(place / "rl")}
-    settings = replace(config.evaluation, guided=("base", "rl"))
-    pairs = {"pairs": held_out()["pairs"]}
-    found = measured(models, pairs, config, place, settings, meta=place / "meta" / "model")
-    write_json(place / "measured.json", {**found, "parameters": parameters(base)})
+    """RFT and the ablations' shorter RL on a base of this width, and what 500 pairs say of both ends."""
+    place, config = folder / f"size-{width}", shorter(read_config(RECIPE, seed=0))
+    trained = folder / "full" / "rl"
+    if width != 128:
+        base, trained = folder / f"nano-{width}" / "faulty", place / "rl"
+        if not base.exists():
+            raise SystemExit(
+                f"{base} is not there: python scripts/pretrain_nano.py --width {width} --output {base.parent} makes it"
+            )
+        config = replace(config, base=str(base))
+        run(config, place, stages=STAGES[: STAGES.index("rl") + 1])
+    elif not trained.exists():
+        raise SystemExit(f"{trained} is not there: run full first")
+    pairs = {"pairs": list(generate_items(ABLATION_ITEMS, split="test"))}
+    settings = replace(config.evaluation, votes={}, k_meta=())
+    found = measured({"base": config.base, "rl": str(trained)}, pairs, config, place, settings)
+    write_json(place / "measured.json", {**found, "parameters": parameters(find_model(config.base)[0])})
 
 
 def parameters(checkpoint: Path) -> int:
@@ -275,8 +279,8 @@ def report(folder: Path, output: Path) -> None:
     if "main-0" in found and "full" in found:
         report_ablation(folder, output, found)
     sizes = {name: value for name, value in found.items() if name.startswith("size-")}
-    if sizes and "main-0" in found:
-        report_sizes(output, {"size-128": {**found["main-0"], "parameters": NANO}, **sizes})
+    if len(sizes) > 1:
+        report_sizes(output, sizes)
     if "principles" in found:
         rows = found["principles"]["rows"]
         headline = {
@@ -331,7 +335,7 @@ def report_main(folder: Path, output: Path, seeds: Mapping[str, Mapping[str, Any
 
 
 def report_sizes(output: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Accuracy against votes for each size of model: base, and after the recipe (seed 0)."""
+    """Accuracy against votes for each size of model: base, and after the shorter recipe."""
     from opengrm.reports.curves import plot_curves
 
     rows, series, headline = [], {}, {}
@@ -346,7 +350,7 @@ def report_sizes(output: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
             for key, place in wanted.items():
                 value = next(r for r in same if r["model"] == model and (r["how"], r["k"]) == place)
                 headline[f"w{width}_{model}_{key}"] = value["accuracy"]["mean"]
-    plot_curves(output / "spct-sizes.png", series, title="RubricWorld, 2,000 held-out pairs, seed 0")
+    plot_curves(output / "spct-sizes.png", series, title="RubricWorld, 500 held-out pairs, one seed")
     write_result(output / "spct-sizes.json", headline=headline, rows=rows)
 
 
