@@ -82,12 +82,24 @@ def judge(
     ] = None,
     by: Annotated[
         JudgeName,
-        typer.Option("--judge", help="The kind of judge: grm (pointwise generative).", rich_help_panel=MODEL),
+        typer.Option(
+            "--judge",
+            help="The kind of judge: grm (pointwise generative), cloud (a critique, then a head).",
+            rich_help_panel=MODEL,
+        ),
     ] = "grm",
     model: Annotated[
         str,
         typer.Option(help='"nano" (embedded), a folder, a hub id, or the name a server uses.', rich_help_panel=MODEL),
     ] = "nano",
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="For --judge cloud: what reads the critiques, a folder or hub id, always in process. Default: head/"
+            " in the folder --model, beside critic/.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     engine: Annotated[
         EngineName,
         typer.Option(
@@ -236,7 +248,9 @@ def judge(
         "engine_options": key_values("--engine-option", engine_option or []),
     }  # fmt: skip
     given = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
-    chosen = choose_judge(by, Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given))
+    chosen = choose_judge(
+        by, Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given, head)
+    )
     rule = voting_rule(
         reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from opengrm.errors import UsageError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from opengrm.ledger import Ledger
     from opengrm.templates.base import Template
 
-JudgeName = Literal["grm"]
+JudgeName = Literal["grm", "cloud"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Options:
     Attributes:
         engine: arguments of `engines.open_engine`, the kind first.
         extras: additions to the default template that show what was given by hand.
+        head: the model that reads critiques, for cloud.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Options:
     max_tokens: int | None = None
     orders: Literal["balanced", "shuffle", "fixed"] = "balanced"
     extras: Sequence[str] = ()
+    head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def choose_judge(name: JudgeName, options: Options) -> Chosen:
     Raises:
         UsageError: options that it does not take, or that do not go together.
     """
+    if options.head is not None and name != "cloud":
+        raise UsageError("--head goes with --judge cloud")
     return _CHOICES[name](options)
 
 
@@ -74,6 +79,36 @@ def _grm(options: Options) -> Chosen:
         return GRM(_engine(options, stack), template, sampling, options.orders, ledger)
 
     return Chosen(PARADIGMS["grm"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
+
+
+def _cloud(options: Options) -> Chosen:
+    from opengrm.judges.base import PARADIGMS
+    from opengrm.judges.cloud import CLoud
+    from opengrm.templates.cloud import CloudTemplate, named_template
+
+    critic, head = options.model, options.head
+    if head is None:
+        folder = Path(options.model)
+        if not (folder / "critic").is_dir() or not (folder / "head").is_dir():
+            raise UsageError(
+                f"{folder}: holds no critic/ and head/, as opengrm train cloud writes; or give --model and --head"
+            )
+        critic, head = str(folder / "critic"), str(folder / "head")
+    template = CloudTemplate(options.template or named_template(head) or "cloud")
+    sampling = _sampling(options, small=template.compact)
+    # With the critic behind a server, device and precision are the head's.
+    here = {name: options.engine[name] for name in ("device", "dtype", "trust_remote_code") if name in options.engine}
+    behind = dict.fromkeys(here, "auto") | {"trust_remote_code": False}
+    away = options.engine["kind"] == "openai"
+    writing = replace(options, model=critic, engine={**options.engine, **behind} if away else options.engine)
+
+    def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
+        from opengrm.engines.classifier import Classifier
+
+        read = stack.enter_context(Classifier(head, **here))
+        return CLoud(_engine(writing, stack), read, template, sampling, ledger)
+
+    return Chosen(PARADIGMS["cloud"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
 
 
 def rendered(template: Template, item: Item) -> tuple[Message, ...]:
@@ -91,11 +126,12 @@ def _template(options: Options, small: str, large: str) -> Template:
     return get_template(options.template or default)
 
 
-def _sampling(options: Options) -> Sampling:
+def _sampling(options: Options, small: bool = False) -> Sampling:
+    """The sampling asked for; the defaults are the paper's, or those of models of RubricWorld's size."""
     from opengrm.engines.base import Sampling
     from opengrm.engines.checkpoints import is_embedded
 
-    nano = is_embedded(options.model)
+    nano = small or is_embedded(options.model)
     try:
         return Sampling(
             temperature=options.temperature if options.temperature is not None else (1.0 if nano else 0.5),
@@ -115,4 +151,4 @@ def _engine(options: Options, stack: ExitStack) -> Engine:
     return opened
 
 
-_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm}
+_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm, "cloud": _cloud}

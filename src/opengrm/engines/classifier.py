@@ -128,6 +128,10 @@ class Classifier:
                     logits[place] = logit
         return logits
 
+    def count_tokens(self, conversations: Sequence[Sequence[Message]]) -> list[int]:
+        """Tokens of each conversation, as `score` reads it."""
+        return [len(self._dialogue.encode(messages)) for messages in conversations]
+
     def close(self) -> None:
         """Let go of the weights. The classifier cannot be used afterwards."""
         self._model = None
