@@ -265,10 +265,8 @@ def test_scores_equal_a_forward_pass_by_hand(tmp_path: Path) -> None:
             model = engine.model
 
             def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
-                for c in engine.generate(requests):
-                    yield Completion(
-                        c.request, c.index, c.text or "-", "stop", None, c.prompt_tokens, c.completion_tokens
-                    )
+                for found in engine.generate(requests):
+                    yield replace(found, text=found.text or "-", finish="stop")
 
             def close(self) -> None: ...
 
