@@ -245,6 +245,16 @@ def test_critiques_that_the_items_bring(tmp_path: Path) -> None:
         oracle_stage(items, tmp_path / "oracle", TEMPLATE)
 
 
+def test_the_critic_does_not_learn_of_what_is_held_out(tmp_path: Path) -> None:
+    write_items(tmp_path / "i.jsonl", telling(60))
+    found = oracle_stage(tmp_path / "i.jsonl", tmp_path / "o", TEMPLATE, dev_share=0.3)
+    learned = {row["item"] for row in lines(tmp_path / "o" / "rows.jsonl")}
+    _, dev, _ = read_pairs(tmp_path / "i.jsonl", TEMPLATE, Encoder(build_tokenizer(), 0), 512, 0.3)
+    assert learned | {held.id for held, _ in dev} == {f"q{i}" for i in range(60)}
+    assert not learned & {held.id for held, _ in dev}
+    assert (found["items"], found["left_out"]) == (len(learned), len(dev))
+
+
 @pytest.mark.parametrize(
     ("critiques", "said"),
     [(["a"], "has 1 texts for 2 responses"), ("a", "must be a list with a text"), ([1, 2], "must be a list with")],
@@ -465,7 +475,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_micro_batches_change_nothing(tmp_path: Path) -> None:
+def test_micro_batches_and_checkpointing_change_nothing(tmp_path: Path) -> None:
     """Critiques of different lengths: means of means would differ."""
     folders = [prepared(tmp_path / name) for name in ("whole", "cut")]
     for folder in folders:
@@ -474,7 +484,7 @@ def test_micro_batches_change_nothing(tmp_path: Path) -> None:
             folder / "critiques" / "critiques.jsonl", (item(f"q{i}", 2, 0, list(t)) for i, t in enumerate(texts))
         )
     for folder, size in zip(folders, (8, 1), strict=True):
-        joint_stage(folder, TEMPLATE, settings(micro_batch=size, steps=4))
+        joint_stage(folder, TEMPLATE, settings(micro_batch=size, checkpointing=size == 1, steps=4))
     rows = [lines(folder / "joint" / "metrics.jsonl") for folder in folders]
     for one, other in zip(*rows, strict=True):
         for name in ("loss", "bt", "lm", "pair_accuracy", "grad_norm"):
@@ -528,8 +538,11 @@ def test_from_items_to_verdicts(run: Run, tmp_path: Path) -> None:  # noqa: F811
     done = run(*words, "--json")
     assert done.code == 0, done.err
     assert done.json["critic"] == {**first.json["critic"], **done.json["critic"]}
-    assert done.json["oracle"]["critiques"] == done.json["critiques"]["responses"] == 16
-    assert done.json["head"]["pairs"] + done.json["head"]["dev"]["n"] <= 8
+    learned = done.json["oracle"]["items"]
+    assert done.json["oracle"]["critiques"] == 2 * learned
+    assert (done.json["critiques"]["responses"], done.json["oracle"]["left_out"]) == (16, 8 - learned)
+    assert done.json["head"]["dev"]["n"] == 8 - learned
+    assert 0 < done.json["head"]["pairs"] <= learned
     assert run(*words, "--json").json["head"] == done.json["head"]
 
     write_items(tmp_path / "t.jsonl", generate_items(3, split="test"))

@@ -121,6 +121,7 @@ def cloud(
     """
     from opengrm.engines.base import Sampling
     from opengrm.engines.checkpoints import is_embedded
+    from opengrm.engines.fingerprint import fingerprint
     from opengrm.templates.cloud import CloudTemplate
     from opengrm.training import cloud as stages
     from opengrm.training.critiques import Writer, oracle_stage, own_stage
@@ -147,13 +148,13 @@ def cloud(
     except ValueError as error:
         raise UsageError(str(error)) from error
 
-    def writer(name: str, kind: EngineName, urls: Sequence[str], heat: float) -> Writer:
+    def writer(model: str, kind: EngineName, urls: Sequence[str], heat: float, name: str) -> Writer:
         def open_engine() -> Engine:
             from opengrm import engines
 
             where: dict[str, Any] = {"device": device} if kind == "transformers" else {}
             code = trust_remote_code and kind in ("transformers", "vllm")
-            return engines.open_engine(kind, name, base_urls=urls, trust_remote_code=code, **where)
+            return engines.open_engine(kind, model, base_urls=urls, trust_remote_code=code, **where)
 
         return Writer(name, open_engine, Sampling(temperature=heat, max_tokens=longest))
 
@@ -162,9 +163,9 @@ def cloud(
     quiet = quiet or int(os.environ.get("RANK", "0")) != 0
     report: dict[str, Any] = {}
     with growing("oracle", quiet=quiet) as show:
-        asked = None if oracle is None else writer(oracle, oracle_engine, oracle_url or [], oracle_temperature)
+        asked = None if oracle is None else writer(oracle, oracle_engine, oracle_url or [], oracle_temperature, oracle)
         report["oracle"] = oracle_stage(
-            items, output / stages.ORACLE, shown, asked, on_bad=skip,
+            items, output / stages.ORACLE, shown, asked, dev_share=held_out, on_bad=skip,
             on_progress=lambda there, planned: show(there, planned, ""),
         )  # fmt: skip
     skipped.report()
@@ -176,7 +177,8 @@ def cloud(
             )  # fmt: skip
     if stop_after not in ("oracle", "critic"):
         with growing("critiques", quiet=quiet) as show:
-            own = writer(str(output / stages.CRITIC / "model"), engine, base_url or [], temperature)
+            critic = output / stages.CRITIC / "model"
+            own = writer(str(critic), engine, base_url or [], temperature, f"critic@{fingerprint(critic)}")
             report["critiques"] = own_stage(
                 items, output / stages.OWN, shown, own, on_bad=skip,
                 on_progress=lambda there, planned: show(there, planned, ""),

@@ -25,7 +25,8 @@ Departures from the authors' code (github.com/zankner/CLoud at fac417e), and cho
 - LM is the mean over all critique tokens of a step and BT over its pairs, however a step is cut into micro-batches.
 - An example that is longer than `max_length` is left out; they cut it. Weight decay is 0, the cosine ends at 0.
 - An item of n > 2 makes n - 1 pairs, so the LM part counts its best response's critique n - 1 times.
-- Accuracy is measured on held-out conversations, with the saved head and the critic's critiques.
+- Accuracy is measured on conversations that neither critic nor head learned from, with the saved head and the
+  critiques of `critic/model`.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opengrm.engines.chat import ChatTokenizer
-from opengrm.items import Item, content_hash, item_from_json
+from opengrm.items import Item, item_from_json
 from opengrm.jsonl import read_rows
 from opengrm.templates.cloud import CloudTemplate
-from opengrm.training.critiques import Critiqued, given_critiques
+from opengrm.training.critiques import Critiqued, conversation_hash, given_critiques, held_out
 from opengrm.training.sft import IGNORED, end_token
 from opengrm.voting.correctness import credit
 from opengrm.voting.intervals import share_interval
@@ -96,7 +96,7 @@ def read_pairs(
         critiques, label = given_critiques(item), item.label
         assert critiques is not None
         assert label is not None
-        if int(conversation_hash(item)[:8], 16) < dev_share * 2**32:
+        if held_out(item, dev_share):
             dev.append((item, critiques))
             continue
         examples = [
@@ -112,11 +112,6 @@ def read_pairs(
             else:
                 pairs.append(Pair(best, other))
     return pairs, dev, left_out
-
-
-def conversation_hash(item: Item) -> str:
-    """Hash of the conversation that the item continues: all items with it are on one side of the split."""
-    return content_hash([[m.role, m.content] for m in item.prompt])
 
 
 @dataclass(frozen=True)

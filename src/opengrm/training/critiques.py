@@ -23,7 +23,7 @@ from typing import Any
 
 from opengrm.engines.base import Engine, Sampling
 from opengrm.errors import BadRow, UsageError
-from opengrm.items import Item
+from opengrm.items import Item, content_hash
 from opengrm.jsonl import OnBad, Row, write_rows
 from opengrm.judges.grm import GRM
 from opengrm.judgments import Judgment
@@ -62,6 +62,7 @@ def oracle_stage(
     template: CloudTemplate,
     oracle: Writer | None = None,
     *,
+    dev_share: float = 0.0,
     on_bad: OnBad | None = None,
     on_progress: OnCritique | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def oracle_stage(
         output: the stage's folder.
         template: the critic's.
         oracle: is sampled; None takes the critiques that the items have.
+        dev_share: share of conversations that are held out, the same ones as from the head's training.
         on_bad: called with each malformed row; None raises it.
         on_progress: called with the critiques that are there, and all that are planned.
 
@@ -83,15 +85,19 @@ def oracle_stage(
         BadRow: a malformed row, with its place.
         EngineError: the oracle cannot go on. What it wrote until then is in the ledger.
     """
-    done = _begin(items, output, template, oracle, template.oracle)
+    done = _begin(items, output, template, oracle, template.oracle, dev_share=dev_share)
     if done is not None:
         return done
-    counts, missing = _count(items, _any, on_bad), Counter[str]()
+
+    def learned(item: Item) -> bool:
+        return not held_out(item, dev_share)
+
+    counts, missing = _count(items, learned, on_bad), Counter[str]()
     if oracle is None:
-        found = _given(_walk(items, _any), missing)
+        found = _given(_walk(items, learned), missing)
     else:
         sampled = _Sampled(oracle, template.oracle, template.without_score, missing, on_progress, counts["responses"])
-        found = sampled.critiques(_walk(items, _any), output / LEDGER)
+        found = sampled.critiques(_walk(items, learned), output / LEDGER)
 
     def rows() -> Iterator[Row]:
         for item, texts in found:
@@ -161,15 +167,25 @@ def given_critiques(item: Item) -> list[str | None] | None:
     return [text if text is not None and text.strip() else None for text in texts]
 
 
+def conversation_hash(item: Item) -> str:
+    """Hash of the conversation that the item continues."""
+    return content_hash([[m.role, m.content] for m in item.prompt])
+
+
+def held_out(item: Item, share: float) -> bool:
+    """Whether the item is for measuring: neither critic nor head learns from it, nor from others of its prompt."""
+    return int(conversation_hash(item)[:8], 16) < share * 2**32
+
+
 def _begin(
-    items: Path, output: Path, template: CloudTemplate, writer: Writer | None, asked: Template
+    items: Path, output: Path, template: CloudTemplate, writer: Writer | None, asked: Template, **more: float
 ) -> dict[str, Any] | None:
     """Begin or take up a stage's folder; its summary where it is done."""
     begin(
         output / SETTINGS,
         {"items": digest(items), "template": f"{template.name}@{template.version}",
          "writer": "the items" if writer is None else writer.name, "asked": f"{asked.name}@{asked.version}",
-         "sampling": None if writer is None else asdict(writer.sampling)},
+         "sampling": None if writer is None else asdict(writer.sampling), **more},
     )  # fmt: skip
     done = read_json(output / SUMMARY)
     if done is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -188,10 +204,6 @@ def _finish(output: Path, counts: Counter[str], missing: Counter[str], nothing: 
     return summary
 
 
-def _any(item: Item) -> bool:
-    return True
-
-
 def _compared(item: Item) -> bool:
     """Whether the head can learn from it."""
     return item.n > 1 and item.label is not None
@@ -207,7 +219,7 @@ def _count(items: Path, wanted: Callable[[Item], bool], on_bad: OnBad | None) ->
         counts["bad_rows"] += 1
         on_bad(row)
 
-    for item in _walk(items, _any, bad):
+    for item in _walk(items, lambda item: True, bad):
         use = wanted(item)
         counts.update(items=use, left_out=not use, responses=item.n * use)
     return counts
