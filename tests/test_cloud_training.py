@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
@@ -489,6 +491,32 @@ def test_micro_batches_and_checkpointing_change_nothing(tmp_path: Path) -> None:
     for one, other in zip(*rows, strict=True):
         for name in ("loss", "bt", "lm", "pair_accuracy", "grad_norm"):
             assert one[name] == pytest.approx(other[name], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lm_weight", [1.25, 0.0])
+def test_two_processes_train_the_same_as_one(tmp_path: Path, lm_weight: float) -> None:
+    one, two = prepared(tmp_path / "one"), prepared(tmp_path / "two")
+    joint_stage(one, TEMPLATE, settings(steps=4, lm_weight=lm_weight))
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "from opengrm.templates.cloud import CloudTemplate\n"
+        "from opengrm.training.cloud import CloudSettings, joint_stage\n"
+        "settings = CloudSettings(learning_rate=3e-3, batch=8, micro_batch=2, steps=4, save_every=6, log_every=1,\n"
+        f"                         dev_share=0.2, lm_weight={lm_weight})\n"
+        "joint_stage(pathlib.Path(sys.argv[1]), CloudTemplate('compact-cloud'), settings)\n"
+    )
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(two))
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [lines(folder / "joint" / "metrics.jsonl") for folder in (one, two)]
+    assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], rel=1e-3)
+    weights = [
+        transformers.AutoModelForSequenceClassification.from_pretrained(folder / "model" / "head").state_dict()
+        for folder in (one, two)
+    ]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
 
 
 def test_a_base_in_bfloat16_keeps_its_precision_and_the_head_float32(tmp_path: Path) -> None:
