@@ -8,6 +8,7 @@ A judgment without scores carries `error`, "<kind>: <detail>". The kinds:
     truncated     the generation hit its token limit before it gave scores
     too_long      the prompt does not fit the model's context
     template      the template cannot show this item (in this order)
+    unscored      a critique that no head has read yet (`templates/cloud.py`)
     timeout       no answer in time            } transient: a resumed run asks again
     server        the server failed or refused }
 """

@@ -85,8 +85,8 @@ def judge(
         typer.Option(
             "--judge",
             help="The kind of judge: grm (pointwise generative), llm (names the best of several responses),"
-            " tokenprob (pairs, by the probability of the answer's token); scalar ones, that opengrm train makes:"
-            " bt (Bradley-Terry), pair (PairRM).",
+            " tokenprob (pairs, by the probability of the answer's token); those that opengrm train makes with a"
+            " head: cloud (a critique, then a score), bt (Bradley-Terry), pair (PairRM).",
             rich_help_panel=MODEL,
         ),
     ] = "grm",
@@ -94,6 +94,14 @@ def judge(
         str,
         typer.Option(help='"nano" (embedded), a folder, a hub id, or the name a server uses.', rich_help_panel=MODEL),
     ] = "nano",
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="For --judge cloud: what reads the critiques, a folder or hub id, always in process. Default: head/"
+            " in the folder --model, beside critic/.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     engine: Annotated[
         EngineName,
         typer.Option(
@@ -243,7 +251,9 @@ def judge(
         "engine_options": key_values("--engine-option", engine_option or []),
     }  # fmt: skip
     given = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
-    chosen = choose_judge(by, Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given))
+    chosen = choose_judge(
+        by, Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given, head)
+    )
     rule = voting_rule(
         reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
     )

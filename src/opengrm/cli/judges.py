@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from opengrm.errors import UsageError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from opengrm.ledger import Ledger
     from opengrm.templates.base import Template
 
-JudgeName = Literal["grm", "llm", "tokenprob", "bt", "pair"]
+JudgeName = Literal["grm", "llm", "tokenprob", "cloud", "bt", "pair"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Options:
     Attributes:
         engine: arguments of `engines.open_engine`, the kind first.
         extras: additions to the default template that show what was given by hand.
+        head: the model that reads critiques, for cloud.
     """
 
     model: str
@@ -37,6 +39,7 @@ class Options:
     max_tokens: int | None = None
     orders: Literal["balanced", "shuffle", "fixed"] = "balanced"
     extras: Sequence[str] = ()
+    head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def choose_judge(name: JudgeName, options: Options) -> Chosen:
     Raises:
         UsageError: options that it does not take, or that do not go together.
     """
+    if options.head is not None and name != "cloud":
+        raise UsageError("--head goes with --judge cloud")
     return _CHOICES[name](options)
 
 
@@ -170,6 +175,39 @@ def _classifier_settings(name: str, options: Options) -> dict[str, Any]:
     return found if engine.get("batch") is None else {**found, "max_batch": engine["batch"]}
 
 
+def _cloud(options: Options) -> Chosen:
+    from opengrm.cli.defaults import default_sampling
+    from opengrm.judges.base import PARADIGMS
+    from opengrm.judges.cloud import CLoud
+    from opengrm.templates.cloud import CloudTemplate, named_template
+
+    critic, head = options.model, options.head
+    if head is None:
+        folder = Path(options.model)
+        if not (folder / "critic").is_dir() or not (folder / "head").is_dir():
+            raise UsageError(
+                f"{folder}: holds no critic/ and head/, as opengrm train cloud writes; or give --model and --head"
+            )
+        critic, head = str(folder / "critic"), str(folder / "head")
+    template = CloudTemplate(options.template or named_template(head) or "cloud")
+    sampling = default_sampling(
+        template, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+    )
+    # With the critic behind a server, device and precision are the head's.
+    here = {name: options.engine[name] for name in ("device", "dtype", "trust_remote_code") if name in options.engine}
+    behind = dict.fromkeys(here, "auto") | {"trust_remote_code": False}
+    away = options.engine["kind"] == "openai"
+    writing = replace(options, model=critic, engine={**options.engine, **behind} if away else options.engine)
+
+    def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
+        from opengrm.engines.classifier import Classifier
+
+        read = stack.enter_context(Classifier(head, **here))
+        return CLoud(_engine(writing, stack), read, template, sampling, ledger)
+
+    return Chosen(PARADIGMS["cloud"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
+
+
 def rendered(template: Template, item: Item) -> tuple[Message, ...]:
     """The prompt of the item as it is; of its first response in a solo form. Raises ValueError."""
     shown = item.only(0) if template.solo else item
@@ -186,5 +224,5 @@ def _engine(options: Options, stack: ExitStack) -> Engine:
 
 
 _CHOICES: dict[str, Callable[[Options], Chosen]] = {
-    "grm": _grm, "llm": _llm, "tokenprob": _tokenprob, "bt": _bt, "pair": _pair,
+    "grm": _grm, "llm": _llm, "tokenprob": _tokenprob, "cloud": _cloud, "bt": _bt, "pair": _pair,
 }  # fmt: skip

@@ -164,6 +164,10 @@ class Classifier:
             logits.update(zip(batch, self._logits(batch, [prompt_of[ids] for ids in batch]), strict=True))
         return [Reading(logits.get(ids), len(ids)) for ids in encoded]
 
+    def count_tokens(self, conversations: Sequence[Sequence[Message]]) -> list[int]:
+        """Tokens of each conversation, as `score` reads it."""
+        return [len(self._dialogue.encode(messages)) for messages in conversations]
+
     def close(self) -> None:
         """Let go of the weights. The classifier cannot be used afterwards."""
         self._model = None
