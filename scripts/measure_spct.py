@@ -263,7 +263,7 @@ def kept_principles(item: Item, judgments: Iterable[Judgment]) -> tuple[str, ...
     label = label_of(item)
     for judgment in judgments:
         if label is not None and judgment.scores is not None and correct(judgment.scores, label):
-            return tuple(judgment.principles or ())
+            return tuple((judgment.principles or "").split(", "))
     return ()
 
 
