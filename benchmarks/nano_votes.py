@@ -82,10 +82,10 @@ def main() -> None:
         },
     )
     series = {f"{plan} orders": reports[plan].rows for plan in PLANS}
-    title = f"Embedded model, {args.items:,} RubricWorld pairs"
+    title = f"{Path(args.model).name}, {args.items:,} RubricWorld pairs"
     plot_curves(args.output.with_suffix(".png"), series, levels={"greedy": greedy["accuracy"]}, title=title)
     head = f"{title}, test split, T = 1, sum of votes. Accuracy in percent with 95 % intervals."
-    page = [f"# Votes of the embedded model\n\n{head}\n"]
+    page = [f"# Votes of {Path(args.model).name}\n\n{head}\n"]
     page.append(f"\nGreedy, one order: {percent(greedy['accuracy'])}, tied {share(greedy['ties'])} %.\n")
     page += [f"\n## {plan} orders\n\n{markdown(vote_cells(reports[plan].rows))}" for plan in PLANS]
     page.append(f"\n![accuracy against k]({args.output.with_suffix('.png').name})\n")

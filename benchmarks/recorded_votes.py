@@ -30,6 +30,11 @@ SETS = (
     ("prometheus_vicuna_eval", "prometheus_vicuna_eval", "mean"),
 )
 PICTURED = "amel_pilot_fresh"
+ORIGINS = (
+    "Origins and licences: ReaLMistake (github.com/psunlpgroup/ReaLMistake: data CC BY-SA 4.0, the rest MIT); AMEL"
+    " (github.com/chutapp/amel-llmbar-audit, on LLMBar items: data CC BY 4.0, code MIT); Prometheus"
+    " (github.com/prometheus-eval/prometheus-eval: Apache-2.0)."
+)
 
 
 def main(data: Path) -> None:
@@ -39,7 +44,7 @@ def main(data: Path) -> None:
         "95 % intervals clustered by item. Missing judgments have no vote; items without a vote count at chance,"
         ' except under "valid only".'
     )
-    page = [f"# Votes that others recorded\n\n{head}\n"]
+    page = [f"# Votes that others recorded\n\n{head}\n\n{ORIGINS}\n"]
     with tempfile.TemporaryDirectory() as folder:
         convert = [sys.executable, str(ROOT / "examples" / "convert_recorded.py"), str(data), folder]
         subprocess.run(convert, check=True, capture_output=True)

@@ -30,7 +30,7 @@ RESULT = Path(__file__).parents[1] / "results" / "resume.json"
 
 def command(items: Path, ledger: Path, k: int, batch: int) -> list[str]:
     opengrm = [sys.executable, "-m", "opengrm"]
-    run = ["judge", str(items), "-o", os.devnull, "--ledger", str(ledger), "--model", "nano", "-k", str(k)]
+    run = ["judge", str(items), "-o", os.devnull, "--ledger", str(ledger), "--model", "nano-base", "-k", str(k)]
     return [*opengrm, *run, "--batch", str(batch), "-q"]
 
 

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     def build(name: str, output: str) -> Any:
         common = {
             "model": AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
-            "reward_funcs": outcome_reward(items, forms, chat.decode),
+            "reward_funcs": outcome_reward(items, forms, lambda ids: (chat.decode(ids), False)),
             "args": grpo_config(settings, Path(output)),
             "train_dataset": training_rows(items, forms, settings),
             "processing_class": tokenizer,
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             trainer = GRPOTrainer(**common)
         else:
             sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, logprobs=True)
-            rollout = own_rollouts(chat, sampling, settings.seed, settings.max_batch)
+            rollout = own_rollouts(chat, sampling, settings.seed, settings.sample_batch)
             trainer = GroupTrainer(**common, chat=chat, rollout_func=rollout)
         trainer.remove_callback(PrinterCallback)
         return trainer

@@ -630,7 +630,7 @@ def summary(cell: Cell, engine: Engine, runs: Sequence[Row], new: int) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nano", help='"nano" (the embedded model) or a checkpoint folder')
+    parser.add_argument("--model", default="nano-base", help="an embedded model or a checkpoint folder")
     parser.add_argument("--threads", type=int, default=2, help="of every engine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=128, help="of every sample")
@@ -642,6 +642,7 @@ def main() -> None:
         serve(next(engine for engine in ENGINES if engine.label == args.serve))
         return
 
+    from opengrm.engines.checkpoints import is_embedded
     from opengrm.reports.results import write_result
     from opengrm.worlds.nano import nano_path
 
@@ -649,13 +650,13 @@ def main() -> None:
     if args.quick:
         lengths, args.rounds, args.new_tokens = QUICK_LENGTHS, 1, 8
     output: Path | None = args.output or (None if args.quick else RESULTS / "sampling.json")
-    folder = nano_path() if args.model == "nano" else Path(args.model)
+    folder = nano_path(args.model) if is_embedded(args.model) else Path(args.model)
     if not (folder / "config.json").is_file():
         parser.error(f"{folder} is no checkpoint folder: give one with --model")
     context = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
     if context < max(lengths) + args.new_tokens + ROOM:
         parser.error(f"{folder}: its context of {context} tokens is too short")
-    name = "embedded model" if args.model == "nano" else folder.resolve().name
+    name = "embedded model" if is_embedded(args.model) else folder.resolve().name
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)

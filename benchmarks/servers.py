@@ -1,6 +1,6 @@
 """Real OpenAI-compatible servers judged through the openai engine: llama-server, `transformers serve`, vLLM.
 
-    python benchmarks/servers.py [--model nano] [--pairs 40] [-k 4] [--vllm PYTHON] [--only NAME] [-o FILE]
+    python benchmarks/servers.py [--model MODEL] [--pairs 40] [-k 4] [--vllm PYTHON] [--only NAME] [-o FILE]
 
 Each server runs on the loopback interface with the same checkpoint. It is probed (does it honour n, seed, logprobs?),
 judges RubricWorld pairs k times through `GRM`, and its greedy texts are compared with the in-process engine's.
@@ -31,6 +31,7 @@ import httpx
 
 from opengrm.engines import open_engine
 from opengrm.engines.base import Engine, Request, Sampling
+from opengrm.engines.checkpoints import is_embedded
 from opengrm.engines.gguf import export_gguf
 from opengrm.engines.openai import OpenAIEngine
 from opengrm.items import Item
@@ -249,7 +250,7 @@ def measured(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nano", help='"nano" or a checkpoint folder')
+    parser.add_argument("--model", default="nano-base", help="an embedded model or a checkpoint folder")
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=160)
@@ -264,7 +265,7 @@ def main() -> None:
         serve_gguf(options.serve_gguf, options.port, options.threads)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `started` ends its server
-    model = nano_path() if options.model == "nano" else Path(options.model)
+    model = nano_path(options.model) if is_embedded(options.model) else Path(options.model)
     items = pairs(options.pairs)
     reference = greedy_texts(open_engine("transformers", str(model), dtype="float32"), items, options.max_tokens)
     rows = []

@@ -2,7 +2,8 @@
 
     python scripts/measure_spct.py run main-0 main-1 main-2     training and evaluation, resumable; hours on one core
     python scripts/measure_spct.py run no-principles ...        an ablation each, from the runs of main-0
-    python scripts/measure_spct.py report                       results/spct-{main,ablation,principles}.json
+    python scripts/measure_spct.py run size-64 size-128         a shorter recipe on bases of two widths
+    python scripts/measure_spct.py report                       results/spct-{main,ablation,principles,sizes}.json
 
 Runs are independent processes on one folder each (set OMP_NUM_THREADS=1 when two run), but ablations copy what they
 share with main-0, so that comes first. `report` writes what is there and says what is missing.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from opengrm.engines.base import Sampling
+from opengrm.engines.checkpoints import find_model
 from opengrm.items import Item
 from opengrm.judges.meta import open_meta_rm
 from opengrm.judgments import Judgment
@@ -37,6 +40,7 @@ from opengrm.worlds.rubric import generate_items
 
 RECIPE = Path("recipes/rubric-world.toml")
 SEEDS = (0, 1, 2)
+WIDTHS = (64, 128)  # 128 is nano-base
 ABLATION_ITEMS = 500
 
 
@@ -92,7 +96,7 @@ PAPER = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    names = [*(f"main-{seed}" for seed in SEEDS), *ABLATIONS, "principles"]
+    names = [*(f"main-{seed}" for seed in SEEDS), *ABLATIONS, "principles", *(f"size-{width}" for width in WIDTHS)]
     runs = commands.add_parser("run", help="train and measure")
     runs.add_argument("names", nargs="+", choices=names)
     runs.add_argument("--stage", nargs="*", choices=STAGES, default=list(STAGES), help="of main runs")
@@ -107,6 +111,8 @@ def main() -> None:
     for name in args.names:
         if name.startswith("main-"):
             main_run(args.folder, int(name[5:]), args.stage)
+        elif name.startswith("size-"):
+            size_run(args.folder, int(name[5:]))
         elif name == "principles":
             principles(args.folder)
         else:
@@ -127,9 +133,43 @@ def main_run(folder: Path, seed: int, stages: Sequence[Stage]) -> None:
     models = {"rft": str(place / "rft" / "model"), "rl": str(place / "rl")}
     if seed == 0:
         models = {"base": config.base, **models}
-    settings = replace(config.evaluation, votes={} if seed == 0 else config.evaluation.votes, k_meta=(1, 8, 16))
+    settings = replace(
+        config.evaluation, votes={} if seed == 0 else config.evaluation.votes, guided=("base", "rl"), k_meta=(1, 8, 16)
+    )
     found = measured(models, held_out(), config, place, settings, meta=place / "meta" / "model")
     write_json(place / "measured.json", found)
+
+
+def size_run(folder: Path, width: int) -> None:
+    """RFT and the ablations' shorter RL on a base of this width, and what 500 pairs say of both ends."""
+    place, config = folder / f"size-{width}", shorter(read_config(RECIPE, seed=0))
+    trained = folder / "full" / "rl"
+    if width != 128:
+        base, trained = folder / f"nano-{width}" / "faulty", place / "rl"
+        if not base.exists():
+            raise SystemExit(
+                f"{base} is not there: python scripts/pretrain_nano.py --width {width} --output {base.parent} makes it"
+            )
+        config = replace(config, base=str(base))
+        run(config, place, stages=STAGES[: STAGES.index("rl") + 1])
+    elif not trained.exists():
+        raise SystemExit(f"{trained} is not there: run full first")
+    pairs = {"pairs": list(generate_items(ABLATION_ITEMS, split="test"))}
+    settings = replace(config.evaluation, votes={}, k_meta=())
+    found = measured({"base": config.base, "rl": str(trained)}, pairs, config, place, settings)
+    write_json(place / "measured.json", {**found, "parameters": parameters(find_model(config.base)[0])})
+
+
+def parameters(checkpoint: Path) -> int:
+    """How many numbers the weights of a checkpoint are."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            names = file.keys()
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def held_out() -> dict[str, list[Item]]:
@@ -146,8 +186,9 @@ def measured(
     settings: EvaluationSettings, meta: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`evaluate` with this run's meta RM, if there is one; batches of 512 are a sixth faster than the default here."""
+    config = replace(config, engine=replace(config.engine, batch=512))
     return evaluate(
-        models, sets, replace(config.engine, batch=512).open, forms_of(get_template(config.template)),
+        models, sets, config.open, forms_of(get_template(config.template)),
         place / "evaluation", settings,
         open_meta=None if meta is None else lambda ledger, stack: open_meta_rm(str(meta), None, ledger, stack),
         say=lambda line: print(line, flush=True),
@@ -192,7 +233,7 @@ def principles(folder: Path) -> None:
              (("none", "+no-principles"), ("self", ""), ("given", "+principles"))}  # fmt: skip
     rows = []
     for model, checkpoint in (("base", config.base), ("rl", str(folder / "main-0" / "rl"))):
-        engine = config.engine.open(checkpoint)
+        engine = config.open(checkpoint)
         with Ledger(place / f"{model}.ledger.db") as ledger:
 
             def judged(
@@ -237,6 +278,9 @@ def report(folder: Path, output: Path) -> None:
         report_main(folder, output, seeds)
     if "main-0" in found and "full" in found:
         report_ablation(folder, output, found)
+    sizes = {name: value for name, value in found.items() if name.startswith("size-")}
+    if len(sizes) > 1:
+        report_sizes(output, sizes)
     if "principles" in found:
         rows = found["principles"]["rows"]
         headline = {
@@ -288,6 +332,26 @@ def report_main(folder: Path, output: Path, seeds: Mapping[str, Mapping[str, Any
     }  # fmt: skip
     write_result(output / "spct-main.json", headline=headline, rows=rows, notes=notes)
     pictures(output, rows, notes["rl"])
+
+
+def report_sizes(output: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Accuracy against votes for each size of model: base, and after the shorter recipe."""
+    from opengrm.reports.curves import plot_curves
+
+    rows, series, headline = [], {}, {}
+    for name, measured in sorted(found.items(), key=lambda pair: pair[1]["parameters"]):
+        size, width = measured["parameters"], name[5:]
+        same = [r for r in measured["rows"] if r["set"] == "pairs"]
+        rows += [{"width": int(width), "parameters": size, **row} for row in same]
+        for model in ("base", "rl"):
+            votes = [r for r in same if r["model"] == model and r["how"] == "sum"]
+            series[f"{size / 1e6:.2f} M, {'base' if model == 'base' else 'after SPCT'}"] = votes
+            wanted = {"greedy": ("greedy", 1), "k1": ("sum", 1), "k8": ("sum", 8), "k32": ("sum", 32)}
+            for key, place in wanted.items():
+                value = next(r for r in same if r["model"] == model and (r["how"], r["k"]) == place)
+                headline[f"w{width}_{model}_{key}"] = value["accuracy"]["mean"]
+    plot_curves(output / "spct-sizes.png", series, title="RubricWorld, 500 held-out pairs, one seed")
+    write_result(output / "spct-sizes.json", headline=headline, rows=rows)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:

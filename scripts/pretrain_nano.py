@@ -1,4 +1,4 @@
-"""Pretrain `opengrm-nano`, the embedded judge, on transcripts of RubricWorld.
+"""Pretrain `nano-base`, the embedded model that SPCT starts from, on transcripts of RubricWorld.
 
     OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 scripts/pretrain_nano.py --output runs/nano
 
@@ -230,7 +230,9 @@ def collate(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal by five Newton-Schulz steps (Jordan et al., 2024), in float32.
+    """Momentum whose update is made orthogonal by five Newton-Schulz steps, in float32.
+
+    After Keller Jordan et al., 2024 (https://github.com/KellerJordan/Muon, MIT), its coefficients included.
 
     After 200 steps its loss here was 0.71 where AdamW's (at 3e-3) was 0.84.
     """

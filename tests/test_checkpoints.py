@@ -12,7 +12,7 @@ from tiny_models import build_checkpoint
 
 torch = pytest.importorskip("torch", reason="the extra 'local' is not installed")
 
-from opengrm.engines.checkpoints import check_folder, find_model  # noqa: E402
+from opengrm.engines.checkpoints import check_backbone, check_folder, find_model, for_transformers_4  # noqa: E402
 from opengrm.engines.fingerprint import fingerprint, identity  # noqa: E402
 from opengrm.engines.transformers import TransformersEngine  # noqa: E402
 from opengrm.errors import EngineError, UsageError  # noqa: E402
@@ -152,3 +152,51 @@ def test_architectures_that_also_generate(folder: Path, tmp_path: Path) -> None:
             check_folder(target)
     with pytest.raises(EngineError, match="Mistral3ForConditionalGeneration is not a causal language model"):
         check_folder(target)
+
+
+def test_a_folder_says_also_what_transformers_4_reads(tmp_path: Path) -> None:
+    tokenizer = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<|a|>"], "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "rope_parameters": scaled}))
+    for _ in range(2):  # twice is once
+        for_transformers_4(tmp_path)
+        assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
+            "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|a|>"], "eos_token": "</s>",
+        }  # fmt: skip
+        assert json.loads((tmp_path / "config.json").read_text()) == {
+            "model_type": "llama", "rope_parameters": scaled, "rope_theta": 5e5,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        }  # fmt: skip
+    plain = {"model_type": "bert", "tokenizer_class": "BertTokenizer"}
+    for name in ("tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps(plain))
+    for_transformers_4(tmp_path)
+    assert [json.loads((tmp_path / name).read_text()) for name in ("tokenizer_config.json", "config.json")] == [
+        plain
+    ] * 2
+
+
+def test_what_a_classifier_can_be_made_of(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(EngineError, match=r"no tokenizer \(tokenizer\.json"):
+        check_backbone(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for architecture, labels, why in (
+        ("Qwen3ForCausalLM", None, None),
+        ("BertModel", None, None),
+        ("BertForMaskedLM", None, None),
+        ("GemmaForSequenceClassification", 1, None),
+        ("GemmaForSequenceClassification", 3, "this classifier has 3 labels"),
+        ("T5ForConditionalGeneration", None, "is an encoder with a decoder"),
+    ):
+        config = {"architectures": [architecture], "is_encoder_decoder": architecture.startswith("T5")}
+        if labels is not None:
+            config["id2label"] = {str(i): "" for i in range(labels)}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if why is None:
+            check_backbone(tmp_path)
+        else:
+            with pytest.raises(EngineError, match=why):
+                check_backbone(tmp_path)

@@ -200,7 +200,11 @@ def test_the_released_parse_rule_is_an_option() -> None:
         ("compact-duo", {}, "unknown form 'compact-duo'"),
         ("compact+hnt", {}, "unknown addition 'hnt', one of reference, principles, no-principles, hint"),
         ("compact-solo+hint", {}, "names the best of several"),
-        ("compactor", {}, r"compact, compact-solo or compact-binary \(with \+reference, .*\+hint\)"),
+        (
+            "compactor",
+            {},
+            r"compact-binary, judge or compact-judge \(with \+reference, .*\+hint\)",
+        ),
         ("grm-solo+hint", {}, "names the best of several"),
         ("grm+principles+no-principles", {}, "exclude each other"),
         ("none/such.jinja", {}, "cannot read template file none/such.jinja: No such file"),

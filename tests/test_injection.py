@@ -59,7 +59,7 @@ def compact_blocks(text: str) -> list[str]:
     assert pieces[1::2] == [str(i) for i in range(1, len(pieces) // 2 + 1)]
     assert len(re.findall(r"\[\d+\]", text)) == len(pieces) // 2
     blocks = pieces[2::2]
-    end = re.search(r"\n(?:Criteria: |Hint: |Judge )", blocks[-1])
+    end = re.search(r"\n(?:Criteria: |Hint: |Judge |Name the best )", blocks[-1])
     assert end is not None
     return [*blocks[:-1], blocks[-1][: end.start()]]
 
@@ -99,6 +99,20 @@ FORMS: dict[str, Form] = {
         " = 0\n[2] short yes = 5\n\\boxed{3, 8}",
         " = 0\n[2] short yes = 5",
         (3, 8),
+    ),
+    "judge": Form(
+        numbered_blocks,
+        "Specific Criteria: a (100%).\nAnalysis: Response 1 writes ",
+        ".\nScores: \\boxed{2}",
+        ".\nScores: 2",
+        (0, 1),
+    ),
+    "compact-judge": Form(
+        compact_blocks,
+        "short 5\n[1] short no: ",
+        " = 0\n[2] short yes = 5\n\\boxed{2}",
+        " = 0\n[2] short yes = 5",
+        (0, 1),
     ),
     str(EXAMPLES / "pairwise-verdict.jinja"): Form(
         tagged_blocks, "A writes ", "; B is better.\n[[B]]", "; B is better.", (0, 1)

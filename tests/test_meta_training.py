@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,10 @@ from opengrm.judgments import Judgment  # noqa: E402
 from opengrm.reading import write_items, write_judgments  # noqa: E402
 from opengrm.templates.meta import MetaTemplate  # noqa: E402
 from opengrm.training.meta_examples import example_from_json, examples  # noqa: E402
-from opengrm.training.meta_rm import (  # noqa: E402
-    MetaSettings,
-    _classifier,
-    bce_with_logits,
-    drawn,
-    train_meta,
-)
+from opengrm.training.meta_rm import MetaSettings, bce_with_logits, train_meta  # noqa: E402
 from opengrm.training.resume import last_checkpoint  # noqa: E402
+from opengrm.training.scalar import classifier  # noqa: E402
+from opengrm.training.scalar_examples import drawn  # noqa: E402
 
 TEMPLATE = MetaTemplate("meta-compact")
 
@@ -159,9 +156,38 @@ def test_trains_and_writes_an_ordinary_folder(tmp_path: Path) -> None:
     assert float((np.logaddexp(0, logits) - labels * logits).mean()) == pytest.approx(dev["loss"], abs=1e-3)
     assert float(((logits > 0) == labels).mean()) == pytest.approx(dev["accuracy"]["mean"])
     # Done is done, and another run does not fit into this folder.
-    assert train_meta([], {}, base, output, TEMPLATE, settings(steps=30)) == report
-    with pytest.raises(UsageError, match="another settings"):
-        train_meta([], {}, base, output, TEMPLATE, settings(steps=31))
+    assert train_meta([], items, base, output, TEMPLATE, settings(steps=30)) == report
+    with pytest.raises(UsageError, match=r"holds another run \(settings\.steps 30, now 31\)"):
+        train_meta([], items, base, output, TEMPLATE, settings(steps=31))
+    with pytest.raises(UsageError, match=r"holds another run \(items"):
+        train_meta([], {}, base, output, TEMPLATE, settings(steps=30))
+
+
+def test_judgments_of_other_items_leave_nothing_behind(tmp_path: Path) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data(8)
+    other = {f"other {name}": replace(item, id=f"other {name}") for name, item in items.items()}
+    with pytest.raises(UsageError, match=r"no judgments to learn from .*left out: item not in the items"):
+        train_meta(judgments, other, base, tmp_path / "meta", TEMPLATE, settings(steps=2))
+    assert train_meta(judgments, items, base, tmp_path / "meta", TEMPLATE, settings(steps=2))["steps"] == 2
+
+
+def test_a_run_killed_behind_its_last_step_takes_none_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = build_checkpoint(tmp_path / "base")
+    judgments, items = data(20)
+    whole = train_meta(judgments, items, base, tmp_path / "whole", TEMPLATE, settings(save_every=4, steps=4))
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    killed = (judgments, items, base, tmp_path / "killed", TEMPLATE, settings(save_every=4, steps=4))
+    with monkeypatch.context() as patched:
+        patched.setattr("opengrm.training.scalar.check_weights", kill)
+        with pytest.raises(Killed):
+            train_meta(*killed)
+    assert train_meta(*killed) == whole
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 4
 
 
 class Killed(Exception):
@@ -241,7 +267,7 @@ def test_loss_and_gradients_equal_the_padded_ones(tmp_path: Path, checkpointing:
     labels = torch.tensor([example.label for example in found])
     got = []
     for share in (False, True):
-        model, _, _ = _classifier(base, False)
+        model, _, _ = classifier(base, False)
         torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
         model.train()
         if checkpointing:
@@ -276,7 +302,7 @@ def test_training_with_and_without_sharing_ends_the_same(
     )
     shared = train_meta(judgments, items, base, tmp_path / "shared", TEMPLATE, how)
     assert any(len(layout.prompts_GP) < len(layout.mask_BC) for layout in layouts)
-    monkeypatch.setattr("opengrm.training.meta_rm._can_share_prompts", lambda trainer: False)
+    monkeypatch.setattr("opengrm.training.scalar.can_share_prompts", lambda trainer: False)
     plain = train_meta(judgments, items, base, tmp_path / "plain", TEMPLATE, how)
     close = 0.05 if bf16 else 1e-4
     assert shared["dev"]["n"] == plain["dev"]["n"] > 0
@@ -338,8 +364,9 @@ def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
     one = train_meta(judgments, items, base, tmp_path / "one", TEMPLATE, settings(steps=6))
     words = (
         f"-m torch.distributed.run --standalone --nproc-per-node 2 -m opengrm train meta {tmp_path}/j.jsonl"
-        f" --items {tmp_path}/i.jsonl -o {tmp_path}/two --model {base} --lr 3e-3 --batch 8 --micro-batch 4 --steps 6"
-        " --eval-every 6 --save-every 6 --held-out 0.2 --quiet --json"
+        f" --items {tmp_path}/i.jsonl -o {tmp_path}/two --model {base} --learning-rate 3e-3"
+        " --batch 8 --micro-batch 4 --steps 6"
+        " --eval-every 6 --save-every 6 --dev-share 0.2 --quiet --json"
     )
     done = subprocess.run([sys.executable, *words.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

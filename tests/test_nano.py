@@ -72,7 +72,7 @@ def test_the_trained_model_is_better_and_keeps_its_form(engine: Any, trained: An
         scores = [j.scores or (0.0,) * i.n for i, j in zip(items, judgments, strict=True)]
         earned.append(sum(credit(s, i.best or 0) for i, s in zip(items, scores, strict=True)) / len(items))
     assert sum(j.scores is not None for j in judgments) == len(items)
-    assert earned[1] > earned[0] + 0.15  # 0.96 against 0.69 on 2,000
+    assert earned[1] > earned[0] + 0.15  # 0.96 against 0.69 on 200; 0.96 against 0.71 on 2,000
 
 
 def test_the_meta_rm_prefers_right_judgments(engine: Any) -> None:

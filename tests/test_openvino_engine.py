@@ -76,6 +76,9 @@ def test_logprobs_are_the_models_own(engine: OpenVINOEngine, folder: Path) -> No
             logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1)[range(len(ids)), ids]
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=0.02)
+        assert len(completion.pieces or ()) == len(ids)
+        assert "".join(completion.pieces or ()) == completion.text
+        assert completion.alternatives is None
 
 
 def test_greedy_needs_no_seed(engine: OpenVINOEngine) -> None:

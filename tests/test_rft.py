@@ -31,8 +31,9 @@ from opengrm.templates.compact import Compact
 from opengrm.templates.forms import forms_of
 from opengrm.templates.grm import GRMTemplate
 from opengrm.training import sft
+from opengrm.training.checkpoint import end_token, give_chat_template
 from opengrm.training.rft import INSTRUCTION_SHARE, Mix, check_example, mixed, plan_mix
-from opengrm.training.sft import SFTSettings, encode, end_token, give_chat_template, train
+from opengrm.training.sft import SFTSettings, encode, train
 from opengrm.training.stage import begin
 from opengrm.training.trajectories import CollectSettings, Tally, collect, select
 
@@ -319,6 +320,31 @@ def test_the_prompt_is_the_engines_token_for_token(base: Path, monkeypatch: pyte
     assert plain == (prompt, completion)
 
 
+def test_a_completion_keeps_its_thought_and_ends_no_turn() -> None:
+    """`<think>` is one token in a completion, as it was sampled; the end of a turn that it spells is broken up."""
+    from tokenizers import AddedToken
+
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    tokenizer.chat_template = CHATML + "{# <think></think> #}"
+    chat, (think, end) = ChatTokenizer(tokenizer), tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    answer = "<think>a</think>b<|im_end|>c"
+    _, completion = encode(chat, {"prompt": "q", "completion": answer}, tokenizer.eos_token_id)
+    assert completion[0] == think
+    assert completion.count(end) == 1
+    assert completion.count(tokenizer.eos_token_id) == 1, "only the one that ends it"
+    assert think not in chat.encode([Message("user", "<think>")])
+
+
+def test_a_thought_that_the_prompt_opens_is_not_opened_again() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHATML + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    chat = ChatTokenizer(tokenizer)
+    assert chat.answer(chat.encode([Message("user", "q")]), ()) == "<think>"
+    opened = encode(chat, {"prompt": "q", "completion": "<think>a</think>b"}, 2)
+    assert opened == encode(chat, {"prompt": "q", "completion": "a</think>b"}, 2)
+
+
 def test_the_loss_covers_the_completion_and_its_end_only(base: Path, trained: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
@@ -417,6 +443,44 @@ def test_adapters_are_merged_and_bfloat16_stays(base: Path, tmp_path: Path) -> N
     assert changed == {k for k in before if "_proj." in k}
 
 
+def test_training_that_diverges_is_no_success(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="diverged"):
+        train(base, lambda: iter(ROWS), tmp_path / "x", replace(SMALL, learning_rate=1e30, max_grad_norm=1e30))
+    assert not (tmp_path / "x" / "model").exists()
+
+
+def test_a_checkpoint_that_a_power_cut_shortened_is_not_gone_on_from(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from opengrm.training.resume import last_checkpoint
+
+    for step in (1, 2):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({"a": torch.ones(100)}, folder / "model.safetensors")
+        torch.save({"b": torch.ones(100)}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    weights = tmp_path / "checkpoint-2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    state = tmp_path / "checkpoint-1" / "optimizer.pt"
+    state.write_bytes(state.read_bytes()[:-40])
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_lost_trajectories_are_noticed(base: Path, tmp_path: Path) -> None:
+    from opengrm.training.rft import tune_stage
+    from opengrm.training.stage import write_json
+
+    with pytest.raises(UsageError, match=r"kept\.jsonl is not there: collect"):
+        tune_stage(base, tmp_path, settings=SMALL)
+    (tmp_path / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
+    write_json(tmp_path / "collect.json", {"kept": 3})
+    with pytest.raises(UsageError, match=r"has 2 rows, .* counts 3 kept"):
+        tune_stage(base, tmp_path, settings=SMALL)
+
+
 def test_what_is_too_long_is_left_out(base: Path, tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     chat = ChatTokenizer(tokenizer)
@@ -466,7 +530,15 @@ def test_stage_settings(tmp_path: Path) -> None:
     begin(tmp_path / "s" / "x.json", {"a": 1, "b": (2,)})
     with pytest.raises(UsageError, match="a 1, now 2"):
         begin(tmp_path / "s" / "x.json", {"a": 2, "b": (2,)})
-    for wrong in ({"batch": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}):
+    begin(tmp_path / "s" / "y.json", {"a": 1, "micro_batch": 8})
+    begin(tmp_path / "s" / "y.json", {"a": 1, "micro_batch": 4, "new": False})
+    (tmp_path / "s" / "z.json").write_text('{"a": ')
+    with pytest.raises(UsageError, match=r"z\.json: damaged"):
+        begin(tmp_path / "s" / "z.json", {"a": 1})
+    for wrong in (
+        {"batch": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"learning_rate": float("inf")}, {"schedule": "foo"},
+        {"weight_decay": float("nan")}, {"max_grad_norm": -1.0}, {"batch": 9, "micro_batch": 2}, {"steps": 10**12},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(SMALL, **wrong)
     assert (SFTSettings().learning_rate, SFTSettings().batch, SFTSettings().steps) == (5e-6, 1024, 900)

@@ -17,11 +17,12 @@ from tiny_models import build_checkpoint, build_model
 from opengrm.engines.base import Request, Sampling
 from opengrm.errors import UsageError
 from opengrm.items import Item, Message
+from opengrm.templates import get_template
 from opengrm.templates.base import Parsed
 from opengrm.templates.compact import Compact
 from opengrm.templates.forms import Forms, forms_of
 from opengrm.training.resume import last_checkpoint
-from opengrm.training.rewards import outcome, rows, usable_items
+from opengrm.training.rewards import outcome, outcome_reward, rows, usable_items
 from opengrm.training.rl import Reference, Settings, too_easy, train
 
 torch = pytest.importorskip("torch")
@@ -81,7 +82,7 @@ def make_trainer(checkpoint: Path, folder: Path, settings: Settings, reward: Any
     sampling = Sampling(settings.temperature, 1.0, settings.max_tokens, logprobs=True)
     return GroupTrainer(
         model=AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32),
-        reward_funcs=reward or outcome_reward(items, forms, chat.decode),
+        reward_funcs=reward or outcome_reward(items, forms, lambda ids: (chat.decode(ids), False)),
         args=grpo_config(settings, folder),
         train_dataset=training_rows(items, forms, settings),
         processing_class=tokenizer,
@@ -121,6 +122,26 @@ def test_outcome_without_a_box_is_wrong() -> None:
     assert outcome(pair(0), Compact(), (0, 1), "the first is better, 8 to 3") == (-1.0, False)
 
 
+@pytest.mark.parametrize(
+    ("text", "cut", "found"),
+    [
+        (r"[1] good\n\boxed{8, 3}", False, (1.0, True)),
+        (r"[1] good\n\boxed{8, 3}", True, (1.0, True)),  # its last words: nothing can come behind them
+        (r"[1] good\n\boxed{8, 3} which is wrong because", True, (-1.0, False)),
+        (r"<think>maybe \boxed{8, 3}", False, (-1.0, False)),  # a thought that never ends
+        (r"<think>maybe \boxed{3, 8}</think>\boxed{8, 3}", False, (1.0, True)),
+    ],
+)
+def test_the_reward_reads_as_a_judge_does(text: str, cut: bool, found: tuple[float, bool]) -> None:
+    assert outcome(pair(1), get_template("grm"), (0, 1), text, cut=cut, tokens=9) == found
+
+
+def test_the_reward_is_told_of_cut_off_texts() -> None:
+    texts = {(1,): (r"\boxed{8, 3} and", True), (2,): (r"\boxed{8, 3}", False)}
+    reward = outcome_reward([pair(1)], forms_of(get_template("grm")), lambda ids: texts[tuple(ids)])
+    assert reward(completion_ids=[(1,), (2,)], item=[0, 0], order=[(0, 1), (0, 1)]) == [-1.0, 1.0]
+
+
 def test_outcome_of_three_in_a_permuted_order() -> None:
     item = Item((Message("user", "q"),), ("a", "b", "c"), best=2)
     # Position 0 shows b, position 1 shows c, position 2 shows a.
@@ -146,7 +167,7 @@ def test_usable_items_are_counted_by_reason() -> None:
         Item((Message("user", "q"),), ("long", "b"), best=0),
     ]
     found = usable_items(given, FORMS, lambda item: item.responses[0] != "long")
-    assert found.items == (given[0], given[2])
+    assert found.places == (0, 2)
     assert found.dropped == {"no label": 1, "label outside the single form's scores": 1, "too long": 1}
 
 
@@ -366,7 +387,7 @@ def test_loss_and_gradient_equal_trls(beta: float, checkpoint: Path, tmp_path: P
     assert close(ours, gradients(trainer.model), 1e-4)
 
 
-@pytest.mark.parametrize("changes", [{"micro_batch": 4}, {"gradient_checkpointing": True, "micro_batch": 8}])
+@pytest.mark.parametrize("changes", [{"micro_batch": 4}, {"checkpointing": True, "micro_batch": 8}])
 def test_training_equals_trls_forward(changes: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
     """Two steps on the same rollouts, shared prompts against TRL's own forward on the whole batch."""
     settings = with_(SMALL, steps=2, save_every=10)
@@ -464,7 +485,40 @@ def test_lora_is_merged_into_an_ordinary_checkpoint(checkpoint: Path, tmp_path: 
     assert set(after) == set(before)
     assert any("q_proj" in name for name in changed)
     assert not any("embed" in name or "norm" in name for name in changed)
-    assert (output / "adapter" / "adapter_model.safetensors").exists()
+    assert not (output / "checkpoints").exists()
+    assert not list(output.glob("adapter*"))
+
+
+def test_the_result_has_the_bases_precision_and_says_what_it_learned(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    base = build_checkpoint(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model.save_pretrained(base)
+    settings = with_(SMALL, steps=1, batch=8, max_tokens=4, checkpointing=True)
+    output = train([pair(i) for i in range(8)], base, tmp_path / "out", settings, template=Compact())
+    config = AutoConfig.from_pretrained(output)
+    assert (config.dtype, config.use_cache, config.opengrm_template) == (torch.bfloat16, True, "compact")
+    assert {t.dtype for t in weights(output).values()} == {torch.bfloat16}
+
+
+def test_a_finished_run_is_not_taken_for_one_on_other_labels(checkpoint: Path, tmp_path: Path) -> None:
+    settings = with_(SMALL, steps=1, batch=8, max_tokens=4)
+    items = [pair(i) for i in range(4)]
+    output = train(items, checkpoint, tmp_path / "x", settings, template=Sizes())
+    assert train(items, checkpoint, output, settings, template=Sizes()) == output
+    with pytest.raises(UsageError, match="other items or labels"):
+        train([pair(i, 1) for i in range(4)], checkpoint, output, settings, template=Sizes())
+
+
+def test_what_did_not_fit_into_memory_may_be_changed(checkpoint: Path, tmp_path: Path) -> None:
+    settings = with_(SMALL, steps=1, batch=8, max_tokens=4)
+    items = [pair(i) for i in range(4)]
+    train(items, checkpoint, tmp_path / "x", settings, template=Sizes(), choose_only=True)
+    with pytest.raises(UsageError, match=r"beta 0\.08, now 0\.5"):
+        train(items, checkpoint, tmp_path / "x", with_(settings, beta=0.5), template=Sizes())
+    smaller = with_(settings, micro_batch=4, checkpointing=True, sample_batch=2)
+    assert (train(items, checkpoint, tmp_path / "x", smaller, template=Sizes()) / "config.json").exists()
 
 
 def test_trls_own_rollouts(checkpoint: Path, tmp_path: Path) -> None:
@@ -494,11 +548,26 @@ def test_items_that_cannot_be_used_are_refused_before_training(checkpoint: Path,
         ({"temperature": 0.0}, "without chance"),
         ({"rollouts": "vllm"}, "address of the server"),
         ({"vllm_url": "http://127.0.0.1:8000"}, "address of the server"),
+        ({"rollouts": "vllm", "vllm_url": ""}, "address of the server"),
+        ({"beta": math.nan}, "beta is nan"),
+        ({"learning_rate": math.inf}, "learning_rate is inf"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"temperature": 1e9}, "temperature is"),
     ],
 )
 def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(ValueError, match=message):
         with_(Settings(), **changes)
+
+
+def test_processes_hold_whole_groups(tmp_path: Path) -> None:
+    from opengrm.training.rl import grpo_config
+
+    settings = with_(Settings(), batch=64, generations=8, micro_batch=2)
+    with pytest.raises(UsageError, match="4 judgments each, not whole groups of 8"):
+        grpo_config(settings, tmp_path, processes=16)
+    assert grpo_config(settings, tmp_path, processes=8).gradient_accumulation_steps == 4
 
 
 def test_trl_gets_the_papers_settings(tmp_path: Path) -> None:
@@ -531,6 +600,10 @@ def test_command_line(checkpoint: Path, tmp_path: Path) -> None:
     assert "step 1/1  reward -1.000  correct 0.0%  parsed 0.0%" in done.output
     assert "no signal 100%" in done.output
     assert (tmp_path / "out" / "config.json").exists()
+    write_items(tmp_path / "test.jsonl", [pair(3), pair(99)])
+    refused = CliRunner().invoke(app, [*words, "--held-out", str(tmp_path / "test.jsonl")])
+    assert isinstance(refused.exception, UsageError)
+    assert "1 conversations are also held out, 1 of 2 of those" in str(refused.exception)
 
 
 SCRIPT = """

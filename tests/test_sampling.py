@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'local' is not installed")
 
 from opengrm.engines.base import Sampling  # noqa: E402
-from opengrm.engines.sampling import UniformStream, keep_nucleus, pick_tokens, token_logprobs  # noqa: E402
+from opengrm.engines.sampling import UniformStream, keep_nucleus, likeliest, pick_tokens, token_logprobs  # noqa: E402
 
 LOGITS = [2.0, 1.0, 0.0, -1.0, 0.5]
 
@@ -115,3 +115,21 @@ def test_settings_are_finite_and_of_one_type() -> None:
         Sampling(top_p=math.nan)
     assert repr(Sampling(temperature=1, top_p=1)) == repr(Sampling(temperature=1.0, top_p=1.0))
     assert repr(Sampling(temperature=-0.0)) == repr(Sampling(temperature=0))
+
+
+def test_the_likeliest_tokens_with_their_log_probabilities() -> None:
+    rows = torch.tensor([LOGITS, LOGITS[::-1]])
+    total = math.log(sum(math.exp(x) for x in LOGITS))
+    first, second = likeliest(rows, 2)
+    assert [token for token, _ in first] == [0, 1]
+    assert [token for token, _ in second] == [4, 3]
+    assert [value for _, value in first] == pytest.approx([2.0 - total, 1.0 - total])
+    assert len(likeliest(rows, 20)[0]) == 5
+    assert likeliest(rows, 0) == []
+
+
+def test_alternatives_go_with_log_probabilities() -> None:
+    assert Sampling(logprobs=True, alternatives=20).alternatives == 20
+    for settings in ({"alternatives": 1}, {"logprobs": True, "alternatives": 21}, {"alternatives": -1}):
+        with pytest.raises(ValueError, match="alternatives is"):
+            Sampling(**settings)  # type: ignore[arg-type]

@@ -17,11 +17,13 @@ pytest.importorskip("trl")
 pytest.importorskip("pydantic")
 
 from opengrm.errors import UsageError  # noqa: E402
+from opengrm.items import Message  # noqa: E402
 from opengrm.jsonl import write_rows  # noqa: E402
 from opengrm.ledger import Ledger  # noqa: E402
 from opengrm.training import spct  # noqa: E402
-from opengrm.training.spct import STAGES, Stage, run  # noqa: E402
-from opengrm.training.spct_config import Data, World, read_config  # noqa: E402
+from opengrm.training.overlap import HeldOut  # noqa: E402
+from opengrm.training.spct import STAGES, Stage, is_launched, run  # noqa: E402
+from opengrm.training.spct_config import Config, Data, World, read_config  # noqa: E402
 
 TINY = """
 base = "nano-base"
@@ -71,6 +73,20 @@ def config_file(folder: Path, text: str = TINY) -> Path:
         ("batch = 16, learning_rate = 1e-4,", 'batch = "many", learning_rate = 1e-4,', "rl.grpo.batch: "),
         ("batch = 16, learning_rate = 1e-4,", "batch = 18, learning_rate = 1e-4,", "batch is 18"),
         ("count = 20, seed = 2", "count = 20, seeds = 2", "data.rl"),
+        ("count = 20, seed = 2", "seed = 2", "data.rl.count: "),
+        ('split = "test"', 'split = "xx"', "data.test.pairs.split: "),
+        ("[evaluation]", "[evaluation]\ntemperature_ = 1.0", "evaluation.temperature_: "),
+        ("k = 2\n", "k = 2\nk_meta = [0]\n", "evaluation: k_meta is"),
+        ("[rft]\n", "[rft]\nn_rft = 1\n", "rft: n_rft is 1"),
+        ("[rft]\ntemperature = 1.0", "[rft]\ntemperature = nan", "rft: temperature is nan"),
+        ("[rl]\n", "[rl]\nreference_temperature = -1.0\n", "rl: temperature is"),
+        ("fresh = 1", "fresh = -1", "meta: fresh is"),
+        ("[meta]\n", '[meta]\ntemplate = "metta"\n', "meta.template: "),
+        ("[evaluation]", '[engine]\nkind = "openai"\n[evaluation]', "engine.kind: "),
+        ("[evaluation]", "[engine]\noptions = { a = 1 }\n[evaluation]", "engine: options are arguments of vllm.LLM"),
+        ('template = "compact"', 'template = "compct"', "template: no template 'compct'"),
+        ("[evaluation]", '[launch]\ntune = "a \'b"\n[evaluation]', "launch tune: "),
+        ("instructions = { count = 16", "instructions = { count = 0", "data.instructions: count is 0"),
         ("[evaluation]", '[launch]\ncollect = "torchrun"\n[evaluation]', "launch collect: expected tune, rl, meta"),
         ("[data.test]\npairs = { count = 12, split = \"test\" }", "[data.test]", "data.test is empty"),
         ("[data.test]\n", '[data.test]\nrl = "a.jsonl"\n', "data.test.rl: choose"),
@@ -129,7 +145,7 @@ def test_held_out_conversations_that_are_trained_on_are_refused(tmp_path: Path) 
         write_rows(tmp_path / f"{name}.jsonl", map(row, texts))
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("rft", "rl", "test")}
     config = replace(read_config(config_file(tmp_path)), data=Data(paths["rft"], paths["rl"], {"real": paths["test"]}))
-    with pytest.raises(UsageError, match=r"test\.jsonl: 1 of 2 held-out conversations are also trained on"):
+    with pytest.raises(UsageError, match=r"data\.rft: 1 conversations are also held out, 1 of 2 of those"):
         run(config, tmp_path / "run", stages=["data"])
     allowed = replace(config, data=replace(config.data, allow_overlap=True))
     run(allowed, tmp_path / "other", stages=["data"])
@@ -144,8 +160,50 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
         run(other, tmp_path / "run")
     assert "rl.grpo.beta 0.08, now 0.01" in str(caught.value)
     assert "seed 0, now 3" in str(caught.value)
-    # How it is launched changes nothing that is learned.
-    run(replace(config, launch={"rl": "torchrun"}), tmp_path / "run", stages=["data"])
+    # How it is launched and fitted into memory changes nothing that is learned.
+    smaller = replace(config.rft, sft=replace(config.rft.sft, micro_batch=2, checkpointing=True))
+    eased = replace(config, rft=smaller, engine=replace(config.engine, batch=4), launch={"rl": "torchrun"})
+    run(eased, tmp_path / "run", stages=["data"])
+
+
+def test_a_stage_needs_those_before_it(tmp_path: Path) -> None:
+    config = read_config(config_file(tmp_path))
+    with pytest.raises(UsageError, match="stage tune needs data and collect first"):
+        run(config, tmp_path / "run", stages=["tune"])
+    with pytest.raises(UsageError, match="stage evaluate needs data and rl and meta first"):
+        run(config, tmp_path / "run", stages=["evaluate"])
+    (tmp_path / "run" / "spct.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"spct\.json: damaged"):
+        run(config, tmp_path / "run", stages=["data"])
+    with pytest.raises(UsageError, match=r"tiny\.toml: is a file, expected a folder"):
+        run(config, tmp_path / "tiny.toml", stages=["data"])
+
+
+def test_unlabelled_and_contradictory_items_are_told_before_the_sampling(tmp_path: Path) -> None:
+    for name in ("rft", "rl"):
+        write_rows(tmp_path / f"{name}.jsonl", [row(name)])
+    config = read_config(config_file(tmp_path))
+
+    def with_test(rows: list[dict[str, Any]]) -> Config:
+        write_rows(tmp_path / "test.jsonl", rows)
+        paths = [str(tmp_path / f"{name}.jsonl") for name in ("rft", "rl", "test")]
+        return replace(config, data=Data(paths[0], paths[1], {"real": paths[2]}))
+
+    unlabelled = {"prompt": "x", "responses": ["a", "b"]}
+    with pytest.raises(UsageError, match=r"test\.jsonl: 1 items have no label"):
+        run(with_test([row("y"), unlabelled]), tmp_path / "a", stages=["data"])
+    with pytest.raises(UsageError, match="is used for two items, or for two labels"):
+        run(with_test([row("y"), {**row("y"), "best": 1}]), tmp_path / "b", stages=["data"])
+
+
+def test_instruction_rows_are_checked_against_what_is_held_out(tmp_path: Path) -> None:
+    write_rows(tmp_path / "i.jsonl", [{"prompt": "Held  OUT", "completion": "c"}])
+    for name, text in (("rft", "one"), ("rl", "two"), ("test", "held out")):
+        write_rows(tmp_path / f"{name}.jsonl", [row(text)])
+    paths = [str(tmp_path / f"{name}.jsonl") for name in ("rft", "rl", "test")]
+    data = Data(paths[0], paths[1], {"real": paths[2]}, instructions=str(tmp_path / "i.jsonl"))
+    with pytest.raises(UsageError, match=r"data\.instructions: 1 conversations are also held out"):
+        run(replace(read_config(config_file(tmp_path)), data=data), tmp_path / "run", stages=["data"])
 
 
 def test_runs_of_other_seeds_train_on_other_items_and_are_tested_on_the_same(tmp_path: Path) -> None:
@@ -297,34 +355,61 @@ sys.exit(int(sys.argv[2] == "fail"))
 """
 
 
+def test_thirteen_words_in_a_row_are_an_overlap() -> None:
+    words = [f"w{i}" for i in range(20)]
+    held_out = HeldOut()
+    held_out.add([Message("system", "s " * 30), Message("user", "Please: " + " ".join(words))])
+    held_out.add([Message("user", "Short  one")])
+    for text, met in (
+        (" ".join(["other", *words[3:16]]), True), (" ".join(["other", *words[3:15]]), False),
+        ("short ONE", True), ("short one more", False), ("s " * 30, False),
+    ):  # fmt: skip
+        assert held_out.check([Message("user", text)]) is met
+    assert (held_out.count, held_out.met) == (2, 2)
+
+
+def mark_as_done(config: Config, folder: Path, *stages: str) -> None:
+    """A run of which these stages are done, but for their work."""
+    run(config, folder, stages=[])
+    path = folder / "spct.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stages": {s: {"seconds": 0.0} for s in stages}}))
+
+
 def test_a_launcher_runs_one_stage_as_a_command(tmp_path: Path) -> None:
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     words = [sys.executable, str(tmp_path / "launcher.py"), str(tmp_path / "seen.json")]
     config = replace(read_config(config_file(tmp_path)), launch={"tune": shlex.join([*words, "-n", "2"])})
+    mark_as_done(config, tmp_path / "run", "data", "collect")
     run(config, tmp_path / "run", stages=["tune"], command=["-m", "opengrm", "spct", "file.toml"])
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["words"] == ["-n", "2", "-m", "opengrm", "spct", "file.toml", "--stage", "tune"]
     assert "tune" in record(tmp_path / "run")["stages"]
 
     config = replace(config, launch={"tune": shlex.join([*words, "fail"])})
+    mark_as_done(config, tmp_path / "failed", "data", "collect")
     with pytest.raises(UsageError, match="tune: its launcher ended with an error"):
         run(config, tmp_path / "failed", stages=["tune"])
-    assert record(tmp_path / "failed")["stages"] == {}
+    assert "tune" not in record(tmp_path / "failed")["stages"]
     with pytest.raises(UsageError, match="launch tune: no-such-launcher: No such file"):
         run(replace(config, launch={"tune": "no-such-launcher"}), tmp_path / "failed", stages=["tune"])
 
 
-@pytest.mark.parametrize("variable", ["OPENGRM_LAUNCHED", "RANK"])
+@pytest.mark.parametrize("variable", ["OPENGRM_LAUNCHED", "WORLD_SIZE"])
 def test_a_launched_process_does_the_stage_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """Also behind a launcher of a single process, which sets no RANK; the record is the launching run's."""
+    """Also behind a launcher of a single process, which sets no RANK; the record is the launching run's.
+
+    RANK alone is no launcher's: clusters set it where one process is all there is.
+    """
     config = replace(read_config(config_file(tmp_path)), launch={"tune": "no-such-launcher"})
-    run(config, tmp_path / "run", stages=["data"], say=lambda line: None)
+    mark_as_done(config, tmp_path / "run", "data", "collect")
+    monkeypatch.setenv("RANK", "0")
+    assert not is_launched()
     before = record(tmp_path / "run")
     done: list[str] = []
     monkeypatch.setattr(spct, "_DO", {"tune": lambda *_: done.append("tune")})
-    monkeypatch.setenv(variable, "0")
+    monkeypatch.setenv(variable, "2")
     run(config, tmp_path / "run", stages=["tune"], say=lambda line: None)
     assert done == ["tune"]
     assert record(tmp_path / "run") == before

@@ -74,6 +74,8 @@ class StandIn:
         logprobs = None
         if param.logprobs is not None:
             logprobs = [{token: SimpleNamespace(logprob=-0.5 * token)} for token in ids]
+            for place in logprobs if param.logprobs else ():
+                place[40] = SimpleNamespace(logprob=-0.25)
         made = SimpleNamespace(
             token_ids=ids, logprobs=logprobs, finish_reason="stop" if param.seed == 1 else "length", text="unused"
         )
@@ -130,6 +132,20 @@ def test_one_request_for_each_seed(vllm: type[StandIn], folder: Path) -> None:
     ]
     assert found[0].logprobs == (-2.5, -3.0, -1.0)
     assert found[0].prompt_tokens == len(vllm.asked[0][0]["prompt_token_ids"])
+
+
+def test_alternatives_and_pieces(vllm: type[StandIn], folder: Path) -> None:
+    settings = Sampling(max_tokens=3, logprobs=True, alternatives=2)
+    with VLLMEngine(folder, dtype="float32") as engine:
+        (found,) = engine.generate([Request(4, (Message("user", "Hi."),), (1,), settings)])
+        decode = engine._chat.decode
+    assert vllm.asked[0][1]["logprobs"] == 2
+    assert found.logprobs == (-2.5, -3.0, -1.0)
+    assert found.pieces == (decode([5]), decode([6]), "")
+    assert "".join(found.pieces) == found.text
+    assert found.alternatives == tuple(
+        ((decode([token]), -0.5 * token), (decode([40]), -0.25)) for token in (5, 6, END)
+    )
 
 
 def ask(number: int, *seeds: int, most: int = 4) -> Request:

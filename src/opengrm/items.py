@@ -44,7 +44,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Item:
-    """What is judged: a conversation and its 1..n candidate responses (DESIGN section 1).
+    """What is judged: a conversation and its 1..n candidate responses (docs/design.md, the words).
 
     Attributes:
         prompt: the conversation, at least one message.

@@ -31,7 +31,7 @@ MAX_SCORE = 1e100
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """One judgment of one item (DESIGN section 5).
+    """One judgment of one item (docs/formats.md).
 
     Attributes:
         item: id of the item.

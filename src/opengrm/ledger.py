@@ -1,4 +1,4 @@
-"""The ledger: every judgment on disk, keyed by content (DESIGN rules 5 and section 5).
+"""The ledger: every judgment on disk, keyed by content (design rule 5; docs/formats.md).
 
 One SQLite file in WAL mode, one row a judgment, one commit a judgment: a kill at any moment loses at most the judgment
 in flight. A row is found by its key and its item's id; the same content under two ids is generated once and kept under

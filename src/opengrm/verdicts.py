@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of a vote (DESIGN section 5).
+    """The outcome of a vote (docs/formats.md).
 
     Attributes:
         item: id of the item.

@@ -77,14 +77,15 @@ def print_judgments(item: Item, judgments: Sequence[Judgment], verdict: Verdict,
     console = Console(highlight=False)
     for judgment in judgments[:shown]:
         order = " ".join(str(i + 1) for i in judgment.order or ())
-        console.rule(
-            Text(f"judgment {judgment.sample + 1} of {len(judgments)}, responses shown in order {order}"), align="left"
-        )
+        title = f"judgment {judgment.sample + 1} of {len(judgments)}"
+        console.rule(Text(f"{title}, responses shown in order {order}" if order else title), align="left")
         if judgment.error is not None:
             console.print(Text(f"missing: {judgment.error}", style="red"))
             console.print(Text(judgment.text or ""))
             continue
         for name, value in (("principles", judgment.principles), ("critique", judgment.critique)):
+            if judgment.text is None:
+                break  # a scalar judge writes none
             console.print(Text.assemble((f"{name}: ", "bold"), value or "-"))
         if judgment.meta is not None:
             console.print(Text.assemble(("meta score: ", "bold"), f"{judgment.meta:g}"))

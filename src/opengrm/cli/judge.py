@@ -84,7 +84,9 @@ def judge(
         JudgeName,
         typer.Option(
             "--judge",
-            help="The kind of judge: grm (pointwise generative), cloud (a critique, then a head).",
+            help="The kind of judge: grm (pointwise generative), llm (names the best of several responses),"
+            " tokenprob (pairs, by the probability of the answer's token), cloud (a critique, then a head);"
+            " scalar ones, that opengrm train makes: bt (Bradley-Terry), pair (PairRM).",
             rich_help_panel=MODEL,
         ),
     ] = "grm",
@@ -118,8 +120,9 @@ def judge(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm;"
-            " with --reference or --principle the form that shows them.",
+            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm"
+            " (of llm and tokenprob: compact-judge, else judge); with --reference or --principle the form that shows"
+            " them.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -216,7 +219,7 @@ def judge(
 
     A file of items, verdicts to another file (judgments stay in a ledger beside it; the same command resumes):
 
-        opengrm judge items.jsonl -o verdicts.jsonl -k 8
+        opengrm judge items.jsonl -o verdicts.jsonl -k 8 --model MODEL
 
     A model behind a server, or a checkpoint of your own:
 
@@ -224,7 +227,7 @@ def judge(
 
     Votes guided by a meta RM (opengrm train meta):
 
-        opengrm judge items.jsonl -o v.jsonl -k 8 --meta meta-rm/model
+        opengrm judge items.jsonl -o v.jsonl -k 8 --model MODEL --meta meta-rm/model
 
     One item by hand:
 
@@ -248,9 +251,8 @@ def judge(
         "engine_options": key_values("--engine-option", engine_option or []),
     }  # fmt: skip
     given = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
-    chosen = choose_judge(
-        by, Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given, head)
-    )
+    options = Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given, head)
+    chosen = choose_judge(by, options)
     rule = voting_rule(
         reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
     )

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
-    from opengrm.engines.base import Engine, Sampling
+    from opengrm.engines.base import Engine
     from opengrm.items import Item, Message
     from opengrm.judges.base import Judge, Paradigm
+    from opengrm.judges.llm import LLMJudge
     from opengrm.ledger import Ledger
     from opengrm.templates.base import Template
 
-JudgeName = Literal["grm", "cloud"]
+JudgeName = Literal["grm", "llm", "tokenprob", "cloud", "bt", "pair"]
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,15 @@ def choose_judge(name: JudgeName, options: Options) -> Chosen:
 
 
 def _grm(options: Options) -> Chosen:
+    from opengrm.cli.defaults import default_sampling, default_template
     from opengrm.judges.base import PARADIGMS
     from opengrm.judges.grm import GRM
+    from opengrm.templates import get_template
 
-    template, sampling = _template(options, "compact", "grm"), _sampling(options)
+    template = get_template(options.template or "+".join([default_template(options.model), *options.extras]))
+    sampling = default_sampling(
+        template, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+    )
 
     def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
         return GRM(_engine(options, stack), template, sampling, options.orders, ledger)
@@ -81,10 +87,45 @@ def _grm(options: Options) -> Chosen:
     return Chosen(PARADIGMS["grm"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
 
 
+def _llm(options: Options) -> Chosen:
+    from opengrm.judges.llm import LLMJudge, check_template
+
+    return _comparing(options, LLMJudge, check_template)
+
+
+def _tokenprob(options: Options) -> Chosen:
+    from opengrm.judges.token_prob import TokenProb, check_locates
+
+    return _comparing(options, TokenProb, check_locates)
+
+
+def _comparing(options: Options, kind: type[LLMJudge], check: Callable[[Template], None]) -> Chosen:
+    """A judge whose text names the best response."""
+    from opengrm.cli.defaults import default_sampling, judge_template
+    from opengrm.judges.base import PARADIGMS, check_responses
+    from opengrm.templates import get_template
+
+    template = get_template(options.template or "+".join([judge_template(options.model), *options.extras]))
+    sampling = default_sampling(
+        template, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+    )
+    check(template)
+
+    def shown(item: Item) -> tuple[Message, ...]:
+        check_responses(kind.paradigm, item.n)
+        return rendered(template, item)
+
+    def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
+        return kind(_engine(options, stack), template, sampling, options.orders, ledger)
+
+    return Chosen(PARADIGMS[kind.paradigm], f"template {template.name}", shown, open_judge)
+
+
 def _cloud(options: Options) -> Chosen:
+    from opengrm.cli.defaults import default_sampling
     from opengrm.judges.base import PARADIGMS
-    from opengrm.judges.cloud import CLoud
-    from opengrm.templates.cloud import CloudTemplate, named_template
+    from opengrm.judges.cloud import CLoud, open_head
+    from opengrm.templates.cloud import CloudTemplate, template_of_head
 
     critic, head = options.model, options.head
     if head is None:
@@ -94,52 +135,81 @@ def _cloud(options: Options) -> Chosen:
                 f"{folder}: holds no critic/ and head/, as opengrm train cloud writes; or give --model and --head"
             )
         critic, head = str(folder / "critic"), str(folder / "head")
-    template = CloudTemplate(options.template or named_template(head) or "cloud")
-    sampling = _sampling(options, small=template.compact)
-    # With the critic behind a server, device and precision are the head's.
-    here = {name: options.engine[name] for name in ("device", "dtype", "trust_remote_code") if name in options.engine}
-    behind = dict.fromkeys(here, "auto") | {"trust_remote_code": False}
-    away = options.engine["kind"] == "openai"
-    writing = replace(options, model=critic, engine={**options.engine, **behind} if away else options.engine)
+    template = CloudTemplate(options.template or template_of_head(head) or "cloud")
+    sampling = default_sampling(
+        template, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+    )
+    reading = {key: options.engine[key] for key in ("device", "dtype", "trust_remote_code") if key in options.engine}
+    writing = dict(options.engine)
+    if writing.get("kind") == "openai":  # a server has its own: these are the head's
+        for key in reading:
+            del writing[key]
 
     def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
-        from opengrm.engines.classifier import Classifier
-
-        read = stack.enter_context(Classifier(head, **here))
-        return CLoud(_engine(writing, stack), read, template, sampling, ledger)
+        read = open_head(head, template, stack, **reading)
+        return CLoud(_engine(replace(options, model=critic, engine=writing), stack), read, template, sampling, ledger)
 
     return Chosen(PARADIGMS["cloud"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
+
+
+def _bt(options: Options) -> Chosen:
+    from opengrm.judges.base import PARADIGMS
+    from opengrm.judges.bradley_terry import open_bradley_terry, shown
+
+    settings = _classifier_settings("bt", options)
+    return Chosen(
+        PARADIGMS["bt"],
+        "judge bt",
+        shown,
+        lambda ledger, stack: open_bradley_terry(options.model, ledger, stack, **settings),
+    )
+
+
+def _pair(options: Options) -> Chosen:
+    from opengrm.judges.base import PARADIGMS
+    from opengrm.judges.pair_rm import open_pair_rm, shown
+
+    settings = _classifier_settings("pair", options)
+    return Chosen(
+        PARADIGMS["pair"],
+        "judge pair",
+        shown,
+        lambda ledger, stack: open_pair_rm(options.model, ledger, stack, **settings),
+    )
+
+
+def _classifier_settings(name: str, options: Options) -> dict[str, Any]:
+    """The arguments of `engines.classifier.Classifier`. Raises UsageError for options of judges that write text."""
+    engine = options.engine
+    given = {
+        "--engine": engine.get("kind", "transformers") != "transformers",
+        "--base-url": bool(engine.get("base_urls")),
+        "--template": options.template is not None,
+        "--temperature": options.temperature is not None,
+        "--top-p": options.top_p != 1.0,
+        "--max-tokens": options.max_tokens is not None,
+        "--orders": options.orders != "balanced",
+        **{
+            f"--{option.replace('_', '-')}": engine.get(key) is not None
+            for option, key in (
+                ("concurrency", "concurrency"),
+                ("timeout", "timeout"),
+                ("chat_template_kwargs", "chat_template_kwargs"),
+                ("extra_body", "extra_body"),
+                ("engine_option", "engine_options"),
+            )
+        },
+    }
+    if refused := [option for option, is_given in given.items() if is_given]:
+        raise UsageError(f"{', '.join(refused)}: for judges that write text; judge {name} reads one logit, in process")
+    found = {key: engine[key] for key in ("device", "dtype", "trust_remote_code") if key in engine}
+    return found if engine.get("batch") is None else {**found, "max_batch": engine["batch"]}
 
 
 def rendered(template: Template, item: Item) -> tuple[Message, ...]:
     """The prompt of the item as it is; of its first response in a solo form. Raises ValueError."""
     shown = item.only(0) if template.solo else item
     return template.render(shown, range(shown.n))
-
-
-def _template(options: Options, small: str, large: str) -> Template:
-    """The template of that name; without one the default, for embedded models or others, with what it is to show."""
-    from opengrm.engines.checkpoints import is_embedded
-    from opengrm.templates import get_template
-
-    default = "+".join([small if is_embedded(options.model) else large, *options.extras])
-    return get_template(options.template or default)
-
-
-def _sampling(options: Options, small: bool = False) -> Sampling:
-    """The sampling asked for; the defaults are the paper's, or those of models of RubricWorld's size."""
-    from opengrm.engines.base import Sampling
-    from opengrm.engines.checkpoints import is_embedded
-
-    nano = small or is_embedded(options.model)
-    try:
-        return Sampling(
-            temperature=options.temperature if options.temperature is not None else (1.0 if nano else 0.5),
-            top_p=options.top_p,
-            max_tokens=options.max_tokens or (256 if nano else 1024),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _engine(options: Options, stack: ExitStack) -> Engine:
@@ -151,4 +221,6 @@ def _engine(options: Options, stack: ExitStack) -> Engine:
     return opened
 
 
-_CHOICES: dict[str, Callable[[Options], Chosen]] = {"grm": _grm, "cloud": _cloud}
+_CHOICES: dict[str, Callable[[Options], Chosen]] = {
+    "grm": _grm, "llm": _llm, "tokenprob": _tokenprob, "cloud": _cloud, "bt": _bt, "pair": _pair,
+}  # fmt: skip

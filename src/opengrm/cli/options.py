@@ -27,6 +27,22 @@ OnBad = Annotated[Bad, typer.Option("--on-bad", help="A malformed row: stop, or 
 JsonOut = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
+HeldOutFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--held-out",
+        help="Items that will be reported on; refuse to train on their conversations, or 13 words of one. May be given"
+        " several times.",
+    ),
+]
+ChatVariables = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="Variables of the model's chat template, e.g. '{\"enable_thinking\": false}'.",
+    ),
+]
 KMeta = Annotated[
     int | None, typer.Option("--k-meta", min=1, help="With --reduce meta: how many judgments count. Default: k/2.")
 ]

@@ -10,8 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import BadRows, JsonOut, OnBad, bad_rows
+from opengrm.cli.options import BadRows, HeldOutFiles, JsonOut, OnBad, bad_rows
 from opengrm.cli.progress import growing
+from opengrm.cli.scalar_options import (
+    Checkpointing,
+    DevShare,
+    Epochs,
+    EvalEvery,
+    MaxTokens,
+    MicroBatch,
+    Output,
+    Quiet,
+    SaveEvery,
+    Seed,
+    Steps,
+    TrustRemoteCode,
+    settings_of,
+)
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +42,7 @@ def meta(
     items: Annotated[
         list[Path], typer.Option(help="The items that were judged, with labels; may be given several times.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the model and all about its training.")],
+    output: Output,
     model: Annotated[
         str, typer.Option(help='What it starts from: the GRM or its base. "nano", a folder or a hub id.')
     ],
@@ -35,24 +50,21 @@ def meta(
         Literal["auto", "meta", "meta-compact"],
         typer.Option(help="What the meta RM reads. auto: meta-compact for judgments of the compact family."),
     ] = "auto",
-    learning_rate: Annotated[float, typer.Option("--lr", help="Learning rate (paper: 1e-5, for 27B).")] = 1e-5,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW (paper: 1e-5, for 27B).")] = 1e-5,
     batch: Annotated[int, typer.Option(min=1, help="Judgments of one step (paper: 512).")] = 512,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Most judgments that a device holds at once.")] = 8,
-    epochs: Annotated[float, typer.Option(help="Passes over the judgments.")] = 1.0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of epochs.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share of conversations held out for accuracy and AUC.")] = 0.1,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longer judgments are left out. Default: the model's context.")
-    ] = None,
-    eval_every: Annotated[int, typer.Option(min=1, help="Steps between looks at the held-out judgments.")] = 50,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the order of the judgments.")] = 0,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-    ] = False,
+    micro_batch: MicroBatch = 8,
+    epochs: Epochs = 1.0,
+    steps: Steps = None,
+    dev_share: DevShare = 0.1,
+    held_out: HeldOutFiles = None,
+    max_tokens: MaxTokens = None,
+    eval_every: EvalEvery = 50,
+    save_every: SaveEvery = 50,
+    seed: Seed = 0,
+    checkpointing: Checkpointing = False,
+    trust_remote_code: TrustRemoteCode = False,
     on_bad: OnBad = "stop",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: JsonOut = False,
 ) -> None:
     """Train a meta RM: is this judgment's ranking correct?
@@ -65,23 +77,15 @@ def meta(
     """
     from opengrm.templates.meta import MetaTemplate, default_meta_template
     from opengrm.training.meta_rm import MetaSettings, train_meta
+    from opengrm.training.overlap import check_files
 
-    try:
-        settings = MetaSettings(
-            learning_rate=learning_rate,
-            batch=batch,
-            epochs=epochs,
-            steps=steps,
-            micro_batch=min(micro_batch, batch),
-            dev_share=held_out,
-            max_tokens=max_tokens,
-            eval_every=eval_every,
-            save_every=save_every,
-            seed=seed,
-            checkpointing=checkpointing,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    settings = settings_of(
+        MetaSettings,
+        learning_rate=learning_rate, batch=batch, epochs=epochs, steps=steps, micro_batch=micro_batch,
+        dev_share=dev_share, max_tokens=max_tokens, eval_every=eval_every, save_every=save_every, seed=seed,
+        checkpointing=checkpointing,
+    )  # fmt: skip
+    check_files(items, held_out or [])
     skipped = bad_rows(on_bad)
     known = _items(items, skipped)
     shown = MetaTemplate(template) if template != "auto" else default_meta_template(_first_template(judgments))

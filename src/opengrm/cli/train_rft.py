@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import JsonOut, OnBad, Orders, bad_rows
+from opengrm.cli.options import ChatVariables, HeldOutFiles, JsonOut, OnBad, Orders, bad_rows, json_object
 from opengrm.cli.progress import growing, progress
 from opengrm.errors import UsageError
 
@@ -38,17 +37,21 @@ def rft(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(help="Prompt family. Default: compact for nano, else grm.", rich_help_panel=COLLECT),
+        typer.Option(
+            help="Prompt family. Default: what the model was trained in, else grm.",
+            rich_help_panel=COLLECT,
+        ),
     ] = None,
     n_rft: Annotated[
         int, typer.Option(min=1, help="Non-hinted judgments of each item (paper: 3).", rich_help_panel=COLLECT)
     ] = 3,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Default: 0.5; 1.0 for nano.", rich_help_panel=COLLECT)
+        float | None, typer.Option(min=0.0, help="Default: 0.5; 1.0 in compact.", rich_help_panel=COLLECT)
     ] = None,
+    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.", rich_help_panel=COLLECT)] = 1.0,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Most new tokens. Default: 1024; 256 for nano.", rich_help_panel=COLLECT),
+        typer.Option(min=1, help="Most new tokens. Default: 1024; 256 in compact.", rich_help_panel=COLLECT),
     ] = None,
     orders: Annotated[
         Orders, typer.Option(help="How response orders are planned.", rich_help_panel=COLLECT)
@@ -82,21 +85,24 @@ def rft(
         typer.Option(min=0.0, max=0.999, help="Their share of the training set (paper: 0.852).", rich_help_panel=MIX),
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak (paper: 5e-6).", rich_help_panel=TRAIN)] = 5e-6,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a step (paper: 1024).", rich_help_panel=TRAIN)] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of one step (paper: 1024).", rich_help_panel=TRAIN)] = 1024,
     steps: Annotated[int, typer.Option(min=1, help="Steps (paper: 900).", rich_help_panel=TRAIN)] = 900,
     micro_batch: Annotated[
-        int, typer.Option(min=1, help="Rows a forward pass and device.", rich_help_panel=TRAIN)
+        int, typer.Option(min=1, help="Rows of one forward pass on a device.", rich_help_panel=TRAIN)
     ] = 8,
     max_length: Annotated[
         int, typer.Option(min=1, help="Longest example in tokens; longer ones are left out.", rich_help_panel=TRAIN)
     ] = 8192,
     lora_rank: Annotated[
-        int, typer.Option(min=0, help="Rank of LoRA adapters, merged at the end; 0: all.", rich_help_panel=TRAIN)
+        int,
+        typer.Option(
+            min=0, help="Rank of LoRA adapters, merged at the end; 0 trains all weights.", rich_help_panel=TRAIN
+        ),
     ] = 0,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Save memory, compute twice.", rich_help_panel=TRAIN)
     ] = False,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps a checkpoint.", rich_help_panel=TRAIN)] = 100,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=TRAIN)] = 100,
     seed: Annotated[int, typer.Option(help="Of the shuffle.", rich_help_panel=TRAIN)] = 0,
     report_to: Annotated[
         list[str] | None, typer.Option(help="Trackers: tensorboard, trackio, ...", rich_help_panel=TRAIN)
@@ -104,9 +110,11 @@ def rft(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.", rich_help_panel=RUN)
     ] = False,
+    chat_template_kwargs: ChatVariables = None,
     collect_only: Annotated[
         bool, typer.Option("--collect-only", help="Stop before training.", rich_help_panel=RUN)
     ] = False,
+    held_out: HeldOutFiles = None,
     on_bad: OnBad = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
     as_json: JsonOut = False,
@@ -121,36 +129,46 @@ def rft(
         opengrm train rft items.jsonl -o rft --model M --collect-only
         accelerate launch -m opengrm train rft items.jsonl -o rft --model M
     """
-    from opengrm.engines.base import Sampling
-    from opengrm.engines.checkpoints import is_embedded
-    from opengrm.templates import get_template
+    from opengrm.cli.defaults import default_sampling, default_template
+    from opengrm.templates import built_in, get_template
     from opengrm.templates.forms import forms_of
+    from opengrm.training.overlap import check_files
     from opengrm.training.rft import INSTRUCTION_SHARE, collect_stage, count_rows, tune_stage
     from opengrm.training.sft import SFTSettings
+    from opengrm.training.stage import is_main
     from opengrm.training.trajectories import CollectSettings
 
-    nano = is_embedded(sampler or model)
-    chosen = get_template(template or ("compact" if nano else "grm"))
+    chosen = get_template(template or default_template(sampler or model))
     if not principles:
         chosen = _without_principles(chosen)
+    if instruction_share is not None and instructions is None:
+        raise UsageError("--instruction-share goes with --instructions")
     share = INSTRUCTION_SHARE if instruction_share is None else instruction_share
-    settings = CollectSettings(
-        n_rft=n_rft,
-        non_hinted=non_hinted,
-        hinted=hinted,
-        sampling=Sampling(
-            temperature=temperature if temperature is not None else (1.0 if nano else 0.5),
-            max_tokens=max_tokens or (256 if nano else 1024),
-        ),
-        orders=orders,
-    )
+    variables = json_object("--chat-template-kwargs", chat_template_kwargs)
+    try:  # all that can be wrong is told before the sampling
+        settings = CollectSettings(
+            n_rft=n_rft,
+            non_hinted=non_hinted,
+            hinted=hinted,
+            sampling=default_sampling(chosen, temperature=temperature, top_p=top_p, max_tokens=max_tokens),
+            orders=orders,
+        )
+        training = SFTSettings(
+            learning_rate=learning_rate, batch=batch, steps=steps, micro_batch=micro_batch, max_length=max_length,
+            lora_rank=lora_rank, checkpointing=checkpointing, save_every=save_every, seed=seed,
+            report_to=tuple(report_to or ()), trust_remote_code=trust_remote_code,
+            chat_template_kwargs=variables or {},
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     options: dict[str, Any] = {
         "base_urls": base_url or [], "batch": sample_batch, "concurrency": concurrency, "device": device,
-        "dtype": dtype, "trust_remote_code": trust_remote_code,
+        "dtype": dtype, "trust_remote_code": trust_remote_code, "chat_template_kwargs": variables,
     }  # fmt: skip
     bad = bad_rows(on_bad)
     if instructions is not None and not collect_only:
         count_rows(instructions)  # a malformed row is told now, not after hours of sampling
+    check_files([items], held_out or [], instructions)
     try:
         with growing("collecting", quiet=quiet) as show:
             collected = collect_stage(
@@ -164,19 +182,15 @@ def rft(
     bad.report()
     report: dict[str, Any] = {"collect": collected}
     if not collect_only:
-        training = SFTSettings(
-            learning_rate=learning_rate, batch=batch, steps=steps, micro_batch=micro_batch, max_length=max_length,
-            lora_rank=lora_rank, checkpointing=checkpointing, save_every=save_every, seed=seed,
-            report_to=tuple(report_to or ()), trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        with progress("training", steps, quiet=quiet or int(os.environ.get("RANK", "0")) != 0) as told:
+        with progress("training", steps, quiet=quiet or not is_main()) as told:
             report["train"] = tune_stage(
                 model, output, instructions, training, share=share,
+                template=chosen.name if built_in(chosen) else None,
                 on_step=lambda step, last: told(step, f"loss {last['loss']:.3f}" if "loss" in last else ""),
             )  # fmt: skip
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
-    elif int(os.environ.get("RANK", "0")) == 0:
+    elif is_main():
         _say(report, output)
 
 

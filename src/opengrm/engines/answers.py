@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from opengrm.engines.base import Alternatives
 from opengrm.engines.http import Answer, server_message
+from opengrm.engines.pieces import served_pieces
 from opengrm.engines.pool import Misunderstood
 
 # "eos" and its like: older text-generation-inference. A judge may be set up with tools, which end a turn as well.
@@ -17,7 +19,10 @@ _STOPPED = (None, "stop", "eos", "eos_token", "tool_calls", "function_call")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One sample of an answer; `error` is set where the server itself ended the text."""
+    """One sample of an answer; `error` is set where the server itself ended the text.
+
+    `logprobs`, `pieces` and `alternatives` are as on a `Completion`; each None where the server does not give it.
+    """
 
     text: str
     finish: str
@@ -25,6 +30,8 @@ class Choice:
     logprobs: tuple[float, ...] | None
     prompt_tokens: int
     completion_tokens: int
+    pieces: tuple[str, ...] | None = None
+    alternatives: tuple[Alternatives, ...] | None = None
 
 
 def read_answer(body: bytes, *, wanted: int = 1) -> list[Choice]:
@@ -57,7 +64,8 @@ def read_answer(body: bytes, *, wanted: int = 1) -> list[Choice]:
             tokens = all_tokens // len(choices) if logprobs is None else len(logprobs)
         finish = "length" if reason == "length" else "stop" if reason in _STOPPED else "error"
         error = _ended(reason) if finish == "error" else None
-        found.append(Choice(text, finish, error, logprobs, prompt_tokens, tokens))
+        read = Choice(text, finish, error, logprobs, prompt_tokens, tokens)
+        found.append(read if logprobs is None else _in_pieces(read, choice["logprobs"]["content"]))
     return found
 
 
@@ -89,6 +97,35 @@ def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...] | None:
     numbers = [entry.get("logprob") if isinstance(entry, dict) else None for entry in content]
     finite = tuple(float(x) for x in numbers if isinstance(x, (int, float)) and math.isfinite(x))
     return finite if len(finite) == len(numbers) else None
+
+
+def _in_pieces(choice: Choice, content: Sequence[Mapping[str, Any]]) -> Choice:
+    """With the text of each token, and with its alternatives, if every entry has them."""
+    tokens = [_bytes(entry) for entry in content]
+    pieces = None if None in tokens else served_pieces([token for token in tokens if token is not None], choice.text)
+    places = [_alternatives(entry.get("top_logprobs")) for entry in content]
+    some = tuple(place for place in places if place is not None)
+    return replace(choice, pieces=pieces, alternatives=some if len(some) == len(places) else None)
+
+
+def _alternatives(entries: object) -> Alternatives | None:
+    if not isinstance(entries, list):
+        return None
+    found = []
+    for entry in entries:
+        token = _bytes(entry) if isinstance(entry, dict) else None
+        logprob = entry.get("logprob") if isinstance(entry, dict) else None
+        if token is not None and isinstance(logprob, (int, float)) and math.isfinite(logprob):
+            found.append((token.decode("utf-8", "replace"), float(logprob)))
+    return tuple(found)
+
+
+def _bytes(entry: Mapping[str, Any]) -> bytes | None:
+    """A token's own bytes: its text alone cannot say them where it holds a part of a character."""
+    raw, token = entry.get("bytes"), entry.get("token")
+    if isinstance(raw, list) and all(type(b) is int and 0 <= b < 256 for b in raw):
+        return bytes(raw)
+    return token.encode("utf-8", "replace") if isinstance(token, str) else None
 
 
 def _whole(value: object) -> int:

@@ -15,8 +15,12 @@ from typing import Protocol
 from opengrm.items import Message
 
 HOTTEST = 1000.0  # beyond it sampling is uniform for all purposes
+MOST_ALTERNATIVES = 20  # servers give no more
 LEAST_TOP_P = 1e-6  # below it float32 may leave no token
 MOST_TOKENS = 2**31 - 1
+
+
+Alternatives = tuple[tuple[str, float], ...]  # texts of tokens with their log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +28,18 @@ class Sampling:
     """How to sample.
 
     Attributes:
-        temperature: >= 0; 0 is greedy. The paper samples at 0.5 (section 3.4 of the method notes); RubricWorld at 1.
+        temperature: >= 0; 0 is greedy. The paper samples at 0.5 (its appendix); RubricWorld at 1.
         top_p: in (0, 1]; 1 switches the nucleus off.
         max_tokens: most new tokens of a completion.
         logprobs: also return the log-probability of each new token under the unscaled model distribution.
+        alternatives: with logprobs, also those of so many most likely tokens in each place.
     """
 
     temperature: float = 0.5
     top_p: float = 1.0
     max_tokens: int = 1024
     logprobs: bool = False
+    alternatives: int = 0
 
     def __post_init__(self) -> None:
         # 1 and 1.0, or 0.0 and -0.0, are the same setting: they must not give two keys.
@@ -45,6 +51,10 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}, expected {LEAST_TOP_P:g} to 1")
         if not 1 <= self.max_tokens <= MOST_TOKENS:
             raise ValueError(f"max_tokens is {self.max_tokens}, expected 1 to {MOST_TOKENS}")
+        if not 0 <= self.alternatives <= (MOST_ALTERNATIVES if self.logprobs else 0):
+            raise ValueError(
+                f"alternatives is {self.alternatives}, expected 0 to {MOST_ALTERNATIVES}, and 0 without logprobs"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,10 @@ class Completion:
         prompt_tokens, completion_tokens: counts; 0 where the server does not tell.
         token_ids: generated ids without the end token, where the engine knows them.
         logprobs: one per generated token, end token included, where asked for and available.
+        pieces: one per log-probability: what of `text` that token is, together all of it (`pieces.py`); None where
+            the engine cannot tell.
+        alternatives: one per log-probability: the most likely tokens in its place, each by its text and
+            log-probability, where asked for and available; the generated one may or may not be among them.
         seconds: wall-clock time from the request's start to this sample's end.
     """
 
@@ -90,6 +104,8 @@ class Completion:
     completion_tokens: int = 0
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+    pieces: tuple[str, ...] | None = None
+    alternatives: tuple[Alternatives, ...] | None = None
     seconds: float = 0.0
 
 

@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from opengrm.engines.base import Alternatives
 from opengrm.engines.checkpoints import first_line
+from opengrm.engines.pieces import completion_pieces
 from opengrm.errors import EngineError, UsageError
 from opengrm.items import Message
 from opengrm.templates.base import ZERO_WIDTH, broken_up
@@ -57,10 +59,14 @@ class ChatTokenizer:
             main = named if isinstance(named, str) else named.get("default")
             self._variables["chat_template"] = main and with_fixed_date(main)
         self._renderer = Renderer(self._apply)
+        self._alone: dict[int, str] = {}
         self._control = control_tokens(tokenizer)
         self._pattern = control_pattern(self._control)
         added: dict[str, int] = tokenizer.get_added_vocab()
         self._control_ids = {added[token] for token in self._control if token in added}
+        special = special_tokens(tokenizer)
+        self._special_pattern = control_pattern(token for token in self._control if token in special)
+        self._special_ids = {added[token] for token in self._control if token in added and token in special}
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalizes = backend is not None and backend.normalizer is not None
 
@@ -81,28 +87,49 @@ class ChatTokenizer:
 
     def answer(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
         """A completion's text: `decode`, behind `<think>` where the prompt ends inside a thought that it opened."""
-        return opened_thought(self._text(prompt[-_TAIL:], skip_special_tokens=False)) + self.decode(token_ids)
+        return self._opened(prompt) + self.decode(token_ids)
 
-    def fence(self, text: str) -> str:
-        """`text` with a zero-width space behind the first character of whatever would read as a control token."""
-        if self._pattern is None:
+    def pieces(self, prompt: Sequence[int], token_ids: Sequence[int], *, ended: bool) -> tuple[str, ...] | None:
+        """What of `answer`'s text each token is, see `pieces.py`; with an empty one for the end token if it came."""
+        return completion_pieces(self.decode, token_ids, opened=self._opened(prompt), ended=ended)
+
+    def named(self, tokens: Iterable[tuple[int, float]]) -> Alternatives:
+        """Token ids with their log-probabilities, by the text of each alone."""
+        found = []
+        for token, logprob in tokens:
+            if token not in self._alone:
+                self._alone[token] = self.decode([token])
+            found.append((self._alone[token], logprob))
+        return tuple(found)
+
+    def fence(self, text: str, *, special_only: bool = False) -> str:
+        """`text` with a zero-width space behind the first character of whatever would read as a control token.
+
+        With `special_only` those that a model writes as part of an answer (`<think>`, `<tool_call>`) stay as they are.
+        """
+        pattern = self._special_pattern if special_only else self._pattern
+        ids = self._special_ids if special_only else self._control_ids
+        if pattern is None:
             return text
-        text = broken_up(text, self._pattern)
+        text = broken_up(text, pattern)
         # A normalizer (NFKC, lower-casing) can make a control token of text that does not spell one. One that deletes
         # zero-width spaces cannot be stopped by them: then a plain space stands for the token, and the text shrinks.
         rounds = 0
-        while self._normalizes and (found := self._control_spans(text)):
+        while self._normalizes and (found := self._spans_of(ids, text)):
             rounds += 1
             for start, end in sorted(found, reverse=True):
                 wedge = text[start] + ZERO_WIDTH + text[start + 1 : end] if rounds <= _FENCE_ROUNDS else " "
                 text = text[:start] + wedge + text[end:]
         return text
 
-    def _control_spans(self, text: str) -> set[tuple[int, int]]:
+    def _opened(self, prompt: Sequence[int]) -> str:
+        return opened_thought(self._text(prompt[-_TAIL:], skip_special_tokens=False))
+
+    def _spans_of(self, ids: set[int], text: str) -> set[tuple[int, int]]:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         spans = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
         # A single character that is a control token by itself cannot be broken up.
-        return {(start, end) for token, (start, end) in spans if token in self._control_ids and end - start > 1}
+        return {(start, end) for token, (start, end) in spans if token in ids and end - start > 1}
 
     def _text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text: str = self.tokenizer.decode(
@@ -199,11 +226,17 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
     Further added tokens (runs of spaces, HTML tags in some vocabularies) are ordinary text and stay as they are.
     """
     written = template_text(tokenizer)
-    found = set(tokenizer.all_special_tokens)
+    found = special_tokens(tokenizer)
     for token in tokenizer.added_tokens_decoder.values():
-        if token.special or (token.content.strip() and token.content in written):
+        if token.content.strip() and token.content in written:
             found.add(token.content)
     return tuple(sorted((t for t in found if len(t) > 1), key=lambda t: (-len(t), t)))
+
+
+def special_tokens(tokenizer: Any) -> set[str]:
+    """Tokens that a tokenizer marks as special: ends of turns and the like, which no answer holds."""
+    marked = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return {*tokenizer.all_special_tokens, *marked}
 
 
 def control_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:

@@ -1,39 +1,58 @@
-"""The engine of the meta RM: one logit for a conversation, from any Hugging Face sequence classifier.
+"""The engine of scalar judges (meta RM, Bradley-Terry, PairRM): one logit for a conversation, from any Hugging Face
+sequence classifier with one label.
 
-It reads ordinary folders whose architecture is `...ForSequenceClassification` with a single label, the released
-`Gemma2ForSequenceClassification` as well as what `opengrm train meta` writes. The logit is the head's output at the
-last token that is not padding, as transformers pools it; it is rounded to 4 decimals, the digits that the paper shows,
-because the last bits depend on what else is in the batch.
+It reads ordinary folders whose architecture is `...ForSequenceClassification`: released ones as well as what
+`opengrm train meta`, `train bt` and `train pair` write. The logit is the head's output as transformers pools it (by
+decoders at the last token that is not padding, by encoders at the first); it is rounded to 4 decimals, the digits that
+the paper shows, because the last bits depend on what else is in the batch.
 
-Judgments of one item, in one order, differ in nothing but the last turn. Where the model can (`takes_packed`), a batch
-is one packed row with one copy of what they have in common, see `packed.py`; else it is padded.
+Responses to one query, or judgments of one item in one order, differ in nothing but the last turn. Where the model can
+(`takes_packed`), a batch is one packed row with one copy of what they have in common, see `packed.py`; else it is
+padded. Batches are sorted by length, so that little is padded.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opengrm.engines.chat import ChatTokenizer
 from opengrm.engines.checkpoints import find_model, first_line
 from opengrm.engines.fingerprint import fingerprint
 from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.items import Message
+from opengrm.templates.base import ZERO_WIDTH, broken_up
 
 if TYPE_CHECKING:
     from opengrm.engines.packed import Layout
 
+# A turn of the plain form; the other for tokenizers to which an empty line is a space like any other.
+_TURN = re.compile(r"(?<=\n\n)(?:System|User|Assistant|Tool):")
+_ANY_TURN = re.compile(r"(?<!\S)(?:System|User|Assistant|Tool)\s*:", re.IGNORECASE)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DECIMALS = 4
+
+
+class Reading(NamedTuple):
+    """What came of one conversation: its logit, None where it is too long, and how many tokens it has."""
+
+    logit: float | None
+    tokens: int
 
 
 class Classifier:
     """A sequence classifier that this process loads.
 
     The backbone runs in `dtype`, the head always in float32.
+
+    Attributes:
+        context: most tokens of a conversation; None where the model's configuration does not say.
+        meta_template, pair_template, cloud_template: what the configuration says that the model reads, where it does.
+        truncates: whether it was trained on conversations whose beginning was cut to fit.
 
     Args:
         model: a folder or a hub id.
@@ -66,7 +85,7 @@ class Classifier:
             import torch
             import transformers
         except ImportError:
-            raise MissingExtra("the meta RM", "local") from None
+            raise MissingExtra("a scalar judge", "local") from None
         if max_batch < 1 or max_tokens < 1:
             raise UsageError(f"a batch of {max_batch} with {max_tokens} tokens: expected at least 1 of each")
         if dtype not in DTYPES:
@@ -97,16 +116,23 @@ class Classifier:
         self._shares = share_prompts and takes_packed(loaded)
         if self._shares:
             read_packed(loaded)
-        self._context = context_length(loaded)
+        self.context = context_length(loaded)
         self._max_batch, self._max_tokens = max_batch, max_tokens
-        self._identity = f"{name}@{fingerprint(folder)}"
-        named = getattr(loaded.config, "meta_template", None)
-        self.meta_template: str | None = named if isinstance(named, str) else None
+        computed = str(loaded.dtype).removeprefix("torch.")
+        self._identity = f"{name}@{fingerprint(folder)}" + (f"-{computed}" if computed != "float32" else "")
+        self.meta_template: str | None = _named(loaded.config, "meta_template")
+        self.pair_template: str | None = _named(loaded.config, "pair_template")
+        self.cloud_template: str | None = _named(loaded.config, "cloud_template")
+        self.truncates = getattr(loaded.config, "truncates", None) is True
 
     @property
     def model(self) -> str:
-        """Name and fingerprint of the weights, tokenizer and configuration."""
+        """Name and fingerprint of the weights, tokenizer and configuration, and the precision where not float32."""
         return self._identity
+
+    def fits(self, messages: Sequence[Message]) -> bool:
+        """Whether the conversation is within the model's context."""
+        return self.context is None or len(self._dialogue.encode(messages)) <= self.context
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]:
         """The logit of each conversation (the last message is the assistant's); None where it is too long.
@@ -116,21 +142,28 @@ class Classifier:
         Raises:
             EngineError: out of memory, or the chat template cannot render these messages.
         """
-        distinct: dict[tuple[int, ...], list[int]] = {}
-        for place, messages in enumerate(conversations):
-            distinct.setdefault(self._dialogue.encode(messages), []).append(place)
-        logits: list[float | None] = [None] * len(conversations)
-        prompts = {ids: tuple(conversations[places[0]][:-1]) for ids, places in distinct.items()}
-        fitting = [ids for ids in distinct if self._context is None or len(ids) <= self._context]
-        for batch in self._batches(sorted(fitting, key=self._order(fitting, prompts))):
-            for ids, logit in zip(batch, self._logits(batch, [prompts[ids] for ids in batch]), strict=True):
-                for place in distinct[ids]:
-                    logits[place] = logit
-        return logits
+        return [reading.logit for reading in self.read(conversations)]
 
-    def count_tokens(self, conversations: Sequence[Sequence[Message]]) -> list[int]:
-        """Tokens of each conversation, as `score` reads it."""
-        return [len(self._dialogue.encode(messages)) for messages in conversations]
+    def read(
+        self, conversations: Sequence[Sequence[Message]], prompts: Sequence[Hashable] | None = None
+    ) -> list[Reading]:
+        """The logit and the number of tokens of each conversation; as `score`.
+
+        Args:
+            conversations: each ends with the message that the logit is about.
+            prompts: one for each conversation; those of equal ones may have a beginning in common. All messages but
+                the last where None.
+        """
+        named = [tuple(messages[:-1]) for messages in conversations] if prompts is None else prompts
+        encoded = [self._dialogue.encode(messages) for messages in conversations]
+        prompt_of: dict[tuple[int, ...], Hashable] = {}
+        for ids, prompt in zip(encoded, named, strict=True):
+            prompt_of.setdefault(ids, prompt)
+        fitting = [ids for ids in prompt_of if self.context is None or len(ids) <= self.context]
+        logits: dict[tuple[int, ...], float] = {}
+        for batch in self._batches(sorted(fitting, key=self._order(fitting, prompt_of))):
+            logits.update(zip(batch, self._logits(batch, [prompt_of[ids] for ids in batch]), strict=True))
+        return [Reading(logits.get(ids), len(ids)) for ids in encoded]
 
     def close(self) -> None:
         """Let go of the weights. The classifier cannot be used afterwards."""
@@ -187,14 +220,38 @@ class Classifier:
 
 
 class DialogueTokenizer(ChatTokenizer):
-    """Token ids of a finished conversation: as `ChatTokenizer`, without the opening of a further assistant turn."""
+    """Token ids of a finished conversation: as `ChatTokenizer`, without the opening of a further assistant turn.
+
+    Where there is no chat template (encoders have none), the plain form gets the tokenizer's own special tokens,
+    `[CLS] User: ... Assistant: ... [SEP]`, and a message cannot open a turn by spelling `Assistant:` behind an empty
+    line. A tokenizer that deletes zero-width spaces (BERT's) would undo all fences: it gets a low line for each.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self._deletes_zero_width = self._same("[" + ZERO_WIDTH + "a", "[a")
+        turn = _ANY_TURN if self._same("a\n\nb", "a b") else _TURN
+        self._turn = None if self._has_template else turn
+
+    def fence(self, text: str, *, special_only: bool = False) -> str:
+        if self._turn is not None:
+            text = broken_up(text, self._turn)
+        text = super().fence(text, special_only=special_only)
+        return text.replace(ZERO_WIDTH, "_") if self._deletes_zero_width else text
+
+    def _same(self, one: str, other: str) -> bool:
+        one_ids, other_ids = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, other))
+        return bool(one_ids == other_ids)
 
     def _render(self, turns: list[dict[str, str]]) -> str:
         text = super()._render(turns)
         return text if self._has_template else text.removesuffix("\n\nAssistant:")
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
-        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+        # With our variables: they fix the day that a template may ask for, so that equal keys mean equal texts.
+        text: str = self.tokenizer.apply_chat_template(
+            turns, **self._variables, tokenize=False, add_generation_prompt=False
+        )
         return text
 
 
@@ -288,29 +345,51 @@ def pad_token(tokenizer: Any, model: Any) -> int:
     return pad
 
 
-def float_head(model: Any) -> None:
-    """Let the model's head compute in float32, whatever the backbone's precision and under autocast.
+def head_of(model: Any) -> tuple[str, Any] | None:
+    """The last linear layer's name and the layer: decoders' `score`, encoders' `classifier`; None for other names."""
+    import torch
 
-    The head is the module named `score` (decoders) or `classifier`, where that is one linear layer.
-    """
+    for path in ("score", "classifier", "classifier.out_proj"):
+        head = model
+        for name in path.split("."):
+            head = getattr(head, name, None)
+        if isinstance(head, torch.nn.Linear):
+            return path, head
+    return None
+
+
+def float_head(model: Any) -> None:
+    """Let the model's head compute in float32, whatever the backbone's precision and under autocast."""
     import torch
 
     class FloatHead(torch.nn.Linear):
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             with torch.autocast(hidden.device.type, enabled=False):
-                return super().forward(hidden.float())
+                # FSDP2 gathers the weight in the precision that it computes in.
+                bias = None if self.bias is None else self.bias.float()
+                return torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
-    for name in ("score", "classifier"):
-        head = getattr(model, name, None)
-        if type(head) is torch.nn.Linear:
-            head.float()
-            head.__class__ = FloatHead
+    found = head_of(model)
+    if found is not None and type(found[1]) is torch.nn.Linear:
+        found[1].float()
+        found[1].__class__ = FloatHead
 
 
 def context_length(model: Any) -> int | None:
-    """Most tokens of a conversation; None where the configuration does not say."""
+    """Most tokens of a conversation; None where the configuration does not say.
+
+    RoBERTa and its kin count positions from behind the padding token's: of 514 they can use 512.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit = module.num_embeddings - module.padding_idx - 1
     return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _named(config: Any, name: str) -> str | None:
+    value = getattr(config, name, None)
+    return value if isinstance(value, str) else None
 
 
 def check_classifier(folder: Path) -> None:
@@ -329,8 +408,10 @@ def check_classifier(folder: Path) -> None:
         raise EngineError(f"{folder}/config.json: cannot be read: {first_line(error)}") from None
     if not any(a.endswith("ForSequenceClassification") for a in architectures):
         what = ", ".join(architectures) or "this model"
-        raise EngineError(f"{folder}: {what} is not a sequence classifier; opengrm train meta makes one of it")
+        raise EngineError(
+            f"{folder}: {what} is not a sequence classifier; opengrm train meta, bt or pair makes one of it"
+        )
     if len(labels) != 1:
-        raise EngineError(f"{folder}: this classifier has {len(labels)} labels, a meta RM has one")
+        raise EngineError(f"{folder}: this classifier has {len(labels)} labels, a scalar judge has one")
     if not any(folder.glob("*.safetensors")):
         raise EngineError(f"{folder}: no *.safetensors weights (pickled ones are not loaded)")

@@ -25,7 +25,7 @@ from torch import Tensor
 from opengrm.engines.base import Sampling
 from opengrm.engines.checkpoints import first_line
 from opengrm.engines.repeated_cache import RepeatedCacheRows, forward_parameters, rope_turn
-from opengrm.engines.sampling import UniformStream, pick_tokens, token_logprobs
+from opengrm.engines.sampling import UniformStream, likeliest, pick_tokens, token_logprobs
 from opengrm.engines.shared_prefix import SharedPrefixRows, innermost, serves
 from opengrm.errors import EngineError
 
@@ -55,6 +55,7 @@ class Sample:
         seconds: from the job's admission to this sample's end.
         error: None, or why the sample failed: "too_long: ..." or "server: ...".
         end_id: the end token that came; None where none did.
+        alternatives: one per log-probability: the most likely ids with theirs; None unless asked for.
     """
 
     tag: int
@@ -65,6 +66,7 @@ class Sample:
     seconds: float
     error: str | None = None
     end_id: int | None = None
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] | None = None
 
 
 class Rows(Protocol):
@@ -85,6 +87,7 @@ class _Running:
     began: float
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     done: bool = False
     broken: bool = False  # the model's numbers were not finite
 
@@ -137,7 +140,12 @@ def end_tokens(model: Any) -> frozenset[int]:
 
 def context_length(model: Any) -> int | None:
     """Most tokens, prompt and new ones, that the model has positions for; None where it does not say."""
-    length = getattr(innermost(model).config.get_text_config(), "max_position_embeddings", None)
+    return positions(innermost(model).config)
+
+
+def positions(config: Any) -> int | None:
+    """The same, from the model's configuration."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) else None
 
 
@@ -290,6 +298,7 @@ class _Loop:
         logprobs: list[float] = []
         if any(row.sampling.logprobs for row in running):
             logprobs = token_logprobs(logits_RV, tokens_R).tolist()
+        top = likeliest(logits_RV, max((row.sampling.alternatives for row in running), default=0))
         for place, (row, token) in enumerate(zip(running, drawn, strict=True)):
             if token < 0:
                 row.broken = True
@@ -297,6 +306,8 @@ class _Loop:
                 row.tokens.append(token)
                 if row.sampling.logprobs:
                     row.logprobs.append(logprobs[place])
+                if row.sampling.alternatives:
+                    row.alternatives.append(tuple(top[place][: row.sampling.alternatives]))
         return tokens_R
 
     def _finished(self) -> Iterator[Sample]:
@@ -314,5 +325,6 @@ class _Loop:
                     logprobs=tuple(row.logprobs) if row.sampling.logprobs else None,
                     seconds=time.perf_counter() - row.began,
                     end_id=row.tokens[-1] if stopped else None,
+                    alternatives=tuple(row.alternatives) if row.sampling.alternatives else None,
                     error="server: the model gave numbers that are not finite" if row.broken else None,
                 )

@@ -203,6 +203,8 @@ class OpenAIEngine:
         }
         if sampling.logprobs:
             body["logprobs"] = True
+        if sampling.alternatives:
+            body["top_logprobs"] = sampling.alternatives
         body |= self._extra_body
         most, seeded = body.pop("max_tokens"), "seed" not in body
         fixed = {key: value for key, value in body.items() if value is not None}
@@ -388,13 +390,14 @@ class _Client:
             job.run.ok += 1
             self._notice(endpoint, job, choices)
             self._notice_repeats(job, choices)
-        seconds = time.monotonic() - start
+        seconds, sampling = time.monotonic() - start, job.request.sampling
         for index, choice in zip(job.indices, choices, strict=False):
             job.run.results.put(
                 Completion(
                     job.request.id, index, choice.text, choice.finish, choice.error, choice.prompt_tokens,
-                    choice.completion_tokens, logprobs=choice.logprobs if job.request.sampling.logprobs else None,
-                    seconds=seconds,
+                    choice.completion_tokens, logprobs=choice.logprobs if sampling.logprobs else None,
+                    pieces=choice.pieces if sampling.logprobs else None,
+                    alternatives=choice.alternatives if sampling.alternatives else None, seconds=seconds,
                 )
             )  # fmt: skip
         return [replace(job, indices=(index,)) for index in job.indices[len(choices) :]]

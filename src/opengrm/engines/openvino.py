@@ -33,6 +33,7 @@ from opengrm.engines.chat import (
 from opengrm.engines.checkpoints import check_folder, find_model, first_line
 from opengrm.engines.fingerprint import fingerprint, identity
 from opengrm.engines.gguf import EXPORT_VERSION, export_gguf
+from opengrm.engines.pieces import completion_pieces
 from opengrm.errors import EngineError, MissingExtra
 from opengrm.items import Message
 from opengrm.templates.base import broken_up
@@ -245,6 +246,7 @@ class OpenVINOEngine:
             completion_tokens=len(ids),
             token_ids=kept,
             logprobs=logprobs,
+            pieces=None if logprobs is None else self._chat.pieces(sample.ids, kept, ended=stopped),
             seconds=seconds,
         )
 
@@ -322,8 +324,16 @@ class _GGUFChat:
         return tuple(int(i) for i in self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0])
 
     def answer(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
-        end = self._tokenizer.decode(list(prompt[-16:]), skip_special_tokens=False)
-        return opened_thought(str(end)) + str(self._tokenizer.decode(list(token_ids)))
+        return self._opened(prompt) + self._decode(token_ids)
+
+    def pieces(self, prompt: Sequence[int], token_ids: Sequence[int], *, ended: bool) -> tuple[str, ...] | None:
+        return completion_pieces(self._decode, token_ids, opened=self._opened(prompt), ended=ended)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids)))
+
+    def _opened(self, prompt: Sequence[int]) -> str:
+        return opened_thought(str(self._tokenizer.decode(list(prompt[-16:]), skip_special_tokens=False)))
 
     def _apply(self, turns: Turns) -> str:
         return str(

@@ -106,3 +106,13 @@ def token_logprobs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
     logits_BV = logits_BV.float()
     chosen_B = logits_BV.gather(-1, tokens_B[:, None])[:, 0]
     return chosen_B - torch.logsumexp(logits_BV, dim=-1)
+
+
+def likeliest(logits_BV: Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """For each row the `count` most likely tokens with their log-probabilities, unscaled, in float32."""
+    if not count:
+        return []
+    logits_BV = logits_BV.float()
+    top_BW, ids_BW = logits_BV.topk(min(count, logits_BV.shape[-1]), dim=-1)
+    top_BW = top_BW - torch.logsumexp(logits_BV, dim=-1, keepdim=True)
+    return [list(zip(ids, top, strict=True)) for ids, top in zip(ids_BW.tolist(), top_BW.tolist(), strict=True)]

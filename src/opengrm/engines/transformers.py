@@ -155,6 +155,11 @@ class TransformersEngine:
         return self._model
 
     def _completion(self, asked: _Asked, sample: Sample) -> Completion:
+        pieces = alternatives = None
+        if sample.logprobs is not None:
+            pieces = self._chat.pieces(asked.prompt, sample.token_ids, ended=sample.finish == "stop")
+        if sample.alternatives is not None:
+            alternatives = tuple(self._chat.named(place) for place in sample.alternatives)
         return Completion(
             request=asked.request.id,
             index=sample.index,
@@ -165,6 +170,8 @@ class TransformersEngine:
             completion_tokens=len(sample.token_ids) + (sample.finish == "stop"),
             token_ids=sample.token_ids,
             logprobs=sample.logprobs,
+            pieces=pieces,
+            alternatives=alternatives,
             seconds=sample.seconds,
         )
 

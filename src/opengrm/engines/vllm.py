@@ -176,7 +176,7 @@ class VLLMEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, room),
-            logprobs=0 if sampling.logprobs else None,  # 0: of the sampled token alone
+            logprobs=sampling.alternatives if sampling.logprobs else None,  # 0: of the sampled token alone
             output_kind=self._whole,  # one output for a sample, not one for every token
         )
 
@@ -188,11 +188,16 @@ class VLLMEngine:
         if made.finish_reason not in ("stop", "length"):
             detail = f"server: vLLM ended with {made.finish_reason!r}"
             return Completion(request.id, index, "", "error", error=detail, seconds=seconds)
-        logprobs = None
+        logprobs = pieces = alternatives = None
+        # No stop strings are asked for, so a stopped sample ends with its end token.
+        stopped = made.finish_reason == "stop"
+        kept = ids[:-1] if stopped else ids
         if request.sampling.logprobs and made.logprobs is not None:
             logprobs = tuple(float(at[token].logprob) for token, at in zip(ids, made.logprobs, strict=True))
-        # No stop strings are asked for, so a stopped sample ends with its end token.
-        kept = ids[:-1] if made.finish_reason == "stop" else ids
+            pieces = self._chat.pieces(sample.prompt, kept, ended=stopped)
+            if request.sampling.alternatives:
+                tops = ([(token, float(p.logprob)) for token, p in at.items()] for at in made.logprobs)
+                alternatives = tuple(self._chat.named(top) for top in tops)
         return Completion(
             request=request.id,
             index=index,
@@ -202,5 +207,7 @@ class VLLMEngine:
             completion_tokens=len(ids),
             token_ids=kept,
             logprobs=logprobs,
+            pieces=pieces,
+            alternatives=alternatives,
             seconds=seconds,
         )

@@ -1,4 +1,4 @@
-"""What a judge is, and the paradigms there are (DESIGN section 3, the paper's section 2.1).
+"""What a judge is, and the paradigms there are (docs/design.md; the paper's section 2.1).
 
 A judge makes k judgments of each item. What differs between paradigms is how: by a scalar, by a critique and a scalar,
 or by text alone; and whether responses are rated each (pointwise) or compared (pairwise). From that follow the two

@@ -1,6 +1,6 @@
 """The pointwise generative reward model as a judge: principles, critiques and a score per response in one text.
 
-`GRM.judge(items, k)` gives k judgments of each item: it plans the k orders (DESIGN rule 4), asks the ledger for what
+`GRM.judge(items, k)` gives k judgments of each item: it plans the k orders (design rule 4), asks the ledger for what
 is already there, has the engine generate the rest, and parses. It streams: at most `window` items are open at a time,
 and items come back in the order they came in.
 
@@ -24,8 +24,10 @@ from opengrm.items import Item, Message, content_hash
 from opengrm.judges.base import OnJudgment
 from opengrm.judgments import Judgment, own_order
 from opengrm.ledger import Ledger
-from opengrm.templates.base import Parsed, Template
+from opengrm.templates.base import Parsed, Template, read_answer
 from opengrm.voting.orders import OrderKind, plan_orders
+
+Rendered = tuple[tuple[tuple[Message, ...], ...], str | None]  # the prompts of one judgment, or why there are none
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class GRM:
         done = {s.index: known[s.key] for s in samples if s.key in known}
         return _Work(item, k, done), [s for s in samples if s.index not in done]
 
-    def _render(self, item: Item, order: tuple[int, ...]) -> tuple[tuple[tuple[Message, ...], ...], str | None]:
+    def _render(self, item: Item, order: tuple[int, ...]) -> Rendered:
         """The prompts of one judgment, or none and why the template cannot show the item so."""
         try:
             if not self.template.solo:
@@ -156,7 +158,7 @@ class GRM:
     def _judgment(self, work: _Work, sample: _Sample) -> Judgment:
         completions = [sample.completions[part] for part in range(len(sample.prompts))]
         n_shown = 1 if self.template.solo else work.item.n
-        parsed = [_parse(self.template, c, n_shown) for c in completions]
+        parsed = [self._read(c, n_shown) for c in completions]
         error = next((p.error for p in parsed if p.error is not None), sample.error)
         shown = [s for p in parsed for s in p.scores or ()]
         return Judgment(
@@ -178,18 +180,16 @@ class GRM:
             extra={"sampling": self._sampling},
         )
 
+    def _read(self, completion: Completion, n: int) -> Parsed:
+        """What one completion says of the n responses shown."""
+        return _parse(self.template, completion, n)
+
 
 def _parse(template: Template, completion: Completion, n: int) -> Parsed:
-    """What the template reads; of a text that was cut off, only scores that nothing but punctuation follows.
-
-    Further on the model would have written its own box: the last one so far may be a quote.
-    """
     if completion.error is not None:
         return Parsed(None, completion.error)
-    parsed = template.parse(completion.text, n)
-    if completion.finish == "length" and (parsed.error is not None or parsed.followed):
-        return replace(parsed, scores=None, error=f"truncated: no scores within {completion.completion_tokens} tokens")
-    return parsed
+    cut = completion.finish == "length"
+    return read_answer(template, completion.text, n, cut=cut, tokens=completion.completion_tokens)
 
 
 def _joined(parts: Sequence[str | None]) -> str | None:

@@ -73,7 +73,7 @@ class _Accuracy:
 class Summary:
     """Running counts of a run; `to_json` gives the figures.
 
-    Accuracy follows DESIGN rules 1 and 2: ties at the top as expected credit, and items without a verdict both at
+    Accuracy follows design rules 1 and 2: ties at the top as expected credit, and items without a verdict both at
     chance and left out; intervals are clustered (`Item.cluster`). Items with n >= 2 and single responses, which are
     right when the most frequent score equals the label (`reducers.single_credit`), are two accuracies.
     """

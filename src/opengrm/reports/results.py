@@ -1,4 +1,4 @@
-"""Result files: a measured result as the command that measured it wrote it (DESIGN rule 6).
+"""Result files: a measured result as the command that measured it wrote it (design rule 6).
 
 {"name", "command", "commit", "versions", "machine", "headline": {key: number}, "rows": [...]}
 """

@@ -9,15 +9,18 @@ from opengrm.errors import UsageError
 from opengrm.templates.base import EXTRAS, Template
 
 FILE_ENDINGS = (".jinja", ".jinja2", ".j2")
+NAMES = (
+    "grm", "grm-solo", "grm-binary", "compact", "compact-solo", "compact-binary",
+    "judge", "compact-judge",
+)  # fmt: skip
 
 
 def get_template(name_or_path: str | Path, **options: Any) -> Template:
     """The template of this name, or the user's own file at this path.
 
     Args:
-        name_or_path: "grm", "grm-solo", "grm-binary", "compact", "compact-solo" or "compact-binary", with additions
-            joined by `+` such as "grm+reference" (see `grm.py`, `compact.py`); or a path that holds a "/" or ends in
-            .jinja, .jinja2 or .j2.
+        name_or_path: one of NAMES, with additions joined by `+` such as "grm+reference" (see the file of the family);
+            or a path that holds a "/" or ends in .jinja, .jinja2 or .j2.
         options: fields of the template's dataclass, such as `rule="released"`. A user's file takes none.
 
     Raises:
@@ -33,11 +36,11 @@ def get_template(name_or_path: str | Path, **options: Any) -> Template:
         return load_user_template(Path(text))
     form, *extras = text.split("+")
     family = form.split("-")[0]
-    if family not in ("grm", "compact"):
+    if family not in ("grm", "compact", "judge"):
         additions = ", ".join(f"+{extra}" for extra in EXTRAS)
         raise UsageError(
-            f"no template {text!r}: expected grm, grm-solo, grm-binary, compact, compact-solo or compact-binary (with "
-            f"{additions}), or the path of a template file ({', '.join(FILE_ENDINGS)})"
+            f"no template {text!r}: expected {', '.join(NAMES[:-1])} or {NAMES[-1]} (with {additions}), or the path "
+            f"of a template file ({', '.join(FILE_ENDINGS)})"
         )
     if unknown := [extra for extra in extras if extra not in EXTRAS]:
         raise UsageError(f"template {text!r}: unknown addition {unknown[0]!r}, one of {', '.join(EXTRAS)}")
@@ -47,8 +50,20 @@ def get_template(name_or_path: str | Path, **options: Any) -> Template:
             from opengrm.templates.compact import Compact
 
             return Compact(form=form, **fields)
+        if family == "judge":
+            from opengrm.templates.judge import JudgeTemplate
+
+            return JudgeTemplate(form=form, **fields)
         from opengrm.templates.grm import GRMTemplate
 
         return GRMTemplate(form=form, **fields)
     except (TypeError, ValueError) as error:
         raise UsageError(f"template {text!r}: {error}") from error
+
+
+def built_in(template: Template) -> bool:
+    """Whether `get_template` finds this template again by its name: not so a user's own file."""
+    try:
+        return get_template(template.name) == template
+    except UsageError:
+        return False

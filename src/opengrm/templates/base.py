@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from opengrm.items import Item, Message
@@ -22,7 +22,8 @@ class Parsed:
     """What a parser found: scores by position shown, or an error "<kind>: <detail>" (kinds in `judgments.py`).
 
     `followed` says, for a rule that reads the last of what it looks for, that words stand behind it: had the text been
-    cut off there, it need not have been the last.
+    cut off there, it need not have been the last. `at` is where in the text the number of a named response begins, for
+    a rule that tells (`recorded.boxed_winner`).
     """
 
     scores: tuple[float, ...] | None
@@ -30,6 +31,7 @@ class Parsed:
     principles: str | None = None
     critique: str | None = None
     followed: bool = field(default=False, compare=False)
+    at: int | None = field(default=None, compare=False)
 
 
 class Template(Protocol):
@@ -65,6 +67,23 @@ class Template(Protocol):
     def parse(self, text: str, n: int) -> Parsed:
         """Scores of the n responses shown, from the generated text alone. Never raises."""
         ...
+
+
+def read_answer(template: Template, text: str, n: int, *, cut: bool, tokens: int) -> Parsed:
+    """What the template reads of a model's text; of one that was cut off, only scores that nothing but punctuation
+    follows. Further on the model would have written its own box: the last one so far may be a quote.
+
+    Args:
+        template: the form that the text answers.
+        text: a completion, behind `<think>` where the prompt opened a thought.
+        n: responses shown.
+        cut: whether the text ends at the token limit.
+        tokens: how many there are, for the message.
+    """
+    parsed = template.parse(text, n)
+    if cut and (parsed.error is not None or parsed.followed):
+        return replace(parsed, scores=None, error=f"truncated: no scores within {tokens} tokens")
+    return parsed
 
 
 # Control tokens of common chat formats. A response that spells one must not end its turn in the prompt. Words in

@@ -14,10 +14,13 @@ and writes principles with weights, findings per response with their sum, and th
     [2] short yes, clean yes, polite no = 8
     \boxed{10, 8}
 
-Only the boxed scores decide (DESIGN rule 3), and they close the text: words behind the last box mean that it was
+Only the boxed scores decide (design rule 3), and they close the text: words behind the last box mean that it was
 quoted from a response. The lines above are kept as principles and critique. Forms and additions have the names of the
 GRM family (`grm.py`): `compact-solo`, `compact-binary`, `+reference`, `+principles`, `+no-principles`, `+hint`. A
 hinted prompt without its line "Hint: ..." is the un-hinted prompt byte for byte.
+
+LLM-as-a-judge in this form is `compact-judge`, for two responses or more: the last line of the prompt is "Name the
+best by criteria.", and the box holds one number, the position of the best response.
 """
 
 from __future__ import annotations
@@ -29,17 +32,18 @@ from dataclasses import dataclass, replace
 from opengrm.items import Item, Message
 from opengrm.templates.base import EXTRAS, Parsed, fence
 from opengrm.templates.parsing import boxed_scores
+from opengrm.templates.recorded import boxed_winner
 from opengrm.templates.versions import text_version
 
 _MARKERS = (
     re.compile(r"\[\s*\d+\s*\]"),
     re.compile(r"\\boxed", re.IGNORECASE),
     re.compile(r"\b(?:Query|User|Assistant|System|Developer|Tool|Reference|Criteria|Hint)[^\S\n]*:", re.IGNORECASE),
-    re.compile(r"\bJudge (?:by criteria|without criteria|by the criteria)\b", re.IGNORECASE),
+    re.compile(r"\b(?:Judge|Name the best) (?:by criteria|without criteria|by the criteria)\b", re.IGNORECASE),
 )
 _FINDING = re.compile(r"^\[\d+\]")
 
-FORMS = ("compact", "compact-solo", "compact-binary")
+FORMS = ("compact", "compact-solo", "compact-binary", "compact-judge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ class Compact:
 
     Attributes:
         form: "compact" (all responses in one prompt, scores 0..10), "compact-solo" (one response a prompt, n
-            generations make one judgment), "compact-binary" (one response, scored 0 or 1; a training form).
+            generations make one judgment), "compact-binary" (one response, scored 0 or 1; a training form),
+            "compact-judge" (two responses or more in one prompt; 1 for the one named best, 0 for the others).
         reference: shows `item.reference`.
         principles: shows `item.principles` and asks to judge by these (Eq. 8).
         no_principles: asks for findings without a line of principles (the ablation "w/o principle generation").
@@ -69,7 +74,7 @@ class Compact:
             raise ValueError(f"unknown form {self.form!r}: expected one of {', '.join(FORMS)}")
         if self.principles and self.no_principles:
             raise ValueError("'principles' and 'no-principles' exclude each other")
-        if self.hint and self.form != "compact":
+        if self.hint and self.solo:
             raise ValueError(f"'hint' names the best of several responses, {self.form} shows one")
 
     @property
@@ -80,6 +85,8 @@ class Compact:
     @property
     def version(self) -> str:
         """Twelve hex digits over the rendered text of fixed items and the parser's version."""
+        if self.names_best:
+            return text_version(self, "boxed-winner", alone=False)
         return text_version(self, alone=not self.hint)
 
     @property
@@ -88,23 +95,30 @@ class Compact:
 
     @property
     def high(self) -> float:
-        return 1.0 if self.form == "compact-binary" else 10.0
+        return 1.0 if self.form in ("compact-binary", "compact-judge") else 10.0
 
     @property
     def solo(self) -> bool:
-        return self.form != "compact"
+        return self.form in ("compact-solo", "compact-binary")
+
+    @property
+    def names_best(self) -> bool:
+        """Whether the box holds the position of the best response instead of scores."""
+        return self.form == "compact-judge"
 
     def render(self, item: Item, order: Sequence[int]) -> tuple[Message, ...]:
         """One user message (see the file's docstring).
 
         Raises:
             ValueError: no reference, principles or label where the form needs it; several responses in a solo form; an
-                order that is not a permutation of the responses.
+                order that is not a permutation of the responses; a single response where the best is to be named.
         """
         if sorted(order) != list(range(item.n)):
             raise ValueError(f"order {list(order)} is not a permutation of 0..{item.n - 1}")
         if self.solo and item.n != 1:
             raise ValueError(f"{self.name} shows one response a prompt, this item has {item.n}")
+        if self.names_best and item.n < 2:
+            raise ValueError(f"{self.name} compares responses, this item has one")
         last = item.prompt[-1]
         lines = [_turn(m.role, m.content) for m in item.prompt[:-1]]
         lines.append(_turn("query" if last.role == "user" else last.role, last.content))
@@ -127,15 +141,20 @@ class Compact:
         return (Message("user", "\n".join(lines)),)
 
     def parse(self, text: str, n: int) -> Parsed:
-        """Scores from the box that closes the text: exactly n numbers in range, by position shown. Never raises."""
+        """Scores by position shown from the box that closes the text: n numbers in range, or the best's position.
+
+        Never raises.
+        """
         principles, critique = _parts(text)
-        parsed = boxed_scores(text, n, self.low, self.high)
+        parsed = (boxed_winner if self.names_best else boxed_scores)(text, n, self.low, self.high)
         if parsed.scores is not None and parsed.followed:
             parsed = Parsed(None, "unparsable: the text goes on behind the last box")
         return replace(parsed, principles=principles, critique=critique)
 
     def _task(self) -> str:
         by = "by the criteria" if self.principles else "without criteria" if self.no_principles else "by criteria"
+        if self.names_best:
+            return f"Name the best {by}."
         return f"Judge {by}, 0 or 1." if self.form == "compact-binary" else f"Judge {by}."
 
 

@@ -53,11 +53,11 @@ MARKERS = (
 )
 TURN = re.compile(r"^(?:System|Developer|User|Assistant|Tool)\s*:", re.IGNORECASE | re.MULTILINE)
 
-_ROLE = """\
+ROLE = """\
 You are a strict and careful judge of responses. You are given general criteria, a conversation, and the response or \
 responses that were written to continue it."""
 
-_STEPS = {
+STEPS = {
     "own": """\
 First work out what this particular query asks for beyond the general criteria: state specific criteria of your own, \
 each with a weight in percent, and let the weights add up to 100%. Then analyse every response step by step by those \
@@ -80,7 +80,7 @@ _BINARY_SCALE = """\
 At the end give the response one overall score, 0 or 1: 1 if it is correct, 0 if it is not. Do not be generous: an \
 answer with a mistake that matters is not correct."""
 
-_REFERENCE_NOTE = """\
+REFERENCE_NOTE = """\
 A reference answer is given as well. It is right; a response may say the same in other words."""
 
 _CRITERIA = """\
@@ -178,17 +178,11 @@ class GRMTemplate:
             raise ValueError(f"order {list(order)} is not a permutation of 0..{item.n - 1}")
         if self.solo and item.n != 1:
             raise ValueError(f"{self.name} shows one response a prompt, this item has {item.n}")
-        blocks = [self._instructions(), _section("Evaluation Criteria", self._criteria())]
-        if self.principles:
-            blocks.append(_section("Specific Criteria", _given_principles(item)))
-        blocks.append(_section("Conversation Context", conversation_text(item.prompt, *MARKERS)))
-        if self.reference:
-            blocks.append(_section("Reference Answer", _given_reference(item)))
-        blocks.append(_section("Responses to be Scored", self._responses(item, order)))
-        blocks.append(_section("Output Format Requirements", self._output_format(item.n)))
-        if self.hint:
-            blocks.append(_hint(item, order))
-        return (Message("user", "\n\n".join(blocks)),)
+        return prompt(
+            item, order, self._instructions(), self._criteria(), self._output_format(item.n),
+            principles=self.principles, reference=self.reference, hint=self.hint,
+            numbered=self.form != "grm-binary",
+        )  # fmt: skip
 
     def parse(self, text: str, n: int) -> Parsed:
         """Scores by position shown, and the principles and critique that stand before them. Never raises."""
@@ -198,21 +192,13 @@ class GRMTemplate:
 
     def _instructions(self) -> str:
         steps = "given" if self.principles else "none" if self.no_principles else "own"
-        parts = [_ROLE, _STEPS[steps], _BINARY_SCALE if self.form == "grm-binary" else _SCALE]
+        parts = [ROLE, STEPS[steps], _BINARY_SCALE if self.form == "grm-binary" else _SCALE]
         if self.reference:
-            parts.append(_REFERENCE_NOTE)
+            parts.append(REFERENCE_NOTE)
         return "\n".join(parts)
 
     def _criteria(self) -> str:
         return _BINARY_CRITERIA if self.form == "grm-binary" else _CRITERIA
-
-    def _responses(self, item: Item, order: Sequence[int]) -> str:
-        blocks = []
-        for position, index in enumerate(order, start=1):
-            number = "" if self.form == "grm-binary" else f" {position}"
-            text = fence(item.responses[index], *MARKERS)
-            blocks.append("".join((f"[The Begin of Response{number}]\n", text, f"\n[The End of Response{number}]")))
-        return "\n\n".join(blocks)
 
     def _output_format(self, n: int) -> str:
         count = "Three" if not self.no_principles else "Two"
@@ -230,6 +216,34 @@ class GRMTemplate:
         return "\n".join(lines)
 
 
+def prompt(
+    item: Item, order: Sequence[int], instructions: str, criteria: str, output: str, *, principles: bool,
+    reference: bool, hint: bool, numbered: bool = True,
+) -> tuple[Message, ...]:  # fmt: skip
+    """One user message in the family's blocks: what is asked, the item as text under judgment, the output's form.
+
+    Args:
+        item, order: response `order[p]` is shown at position p.
+        instructions, criteria, output: template text.
+        principles, reference, hint: what of the item is shown besides.
+        numbered: responses carry their position.
+
+    Raises:
+        ValueError: the item lacks what is to be shown.
+    """
+    blocks = [instructions, _section("Evaluation Criteria", criteria)]
+    if principles:
+        blocks.append(_section("Specific Criteria", _given_principles(item)))
+    blocks.append(_section("Conversation Context", conversation_text(item.prompt, *MARKERS)))
+    if reference:
+        blocks.append(_section("Reference Answer", _given_reference(item)))
+    blocks.append(_section("Responses to be Scored", _responses(item, order, numbered)))
+    blocks.append(_section("Output Format Requirements", output))
+    if hint:
+        blocks.append(_hint(item, order))
+    return (Message("user", "\n\n".join(blocks)),)
+
+
 def conversation_text(prompt: Sequence[Message], *markers: re.Pattern[str]) -> str:
     """A conversation, fenced, as the family shows it: a lone user turn as it is, several turns each with a label."""
     if len(prompt) == 1 and prompt[0].role == "user":
@@ -239,6 +253,15 @@ def conversation_text(prompt: Sequence[Message], *markers: re.Pattern[str]) -> s
 
 def _section(title: str, text: str) -> str:
     return "".join(("#### ", title, " ####\n", text))
+
+
+def _responses(item: Item, order: Sequence[int], numbered: bool) -> str:
+    blocks = []
+    for position, index in enumerate(order, start=1):
+        number = f" {position}" if numbered else ""
+        text = fence(item.responses[index], *MARKERS)
+        blocks.append("".join((f"[The Begin of Response{number}]\n", text, f"\n[The End of Response{number}]")))
+    return "\n\n".join(blocks)
 
 
 def _given_principles(item: Item) -> str:

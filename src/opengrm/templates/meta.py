@@ -1,4 +1,4 @@
-r"""What the meta RM reads (method section 4.5): a conversation in which the judgment is the assistant's answer.
+r"""What the meta RM reads (the paper's appendix G): a conversation in which the judgment is the assistant's answer.
 
     meta            user: one sentence that asks for scores, the conversation, the responses; blocks as in `grm.py`
     meta-compact    user: the compact prompt (`compact.py`) as the judge saw it, for models of RubricWorld's size

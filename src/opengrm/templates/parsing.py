@@ -84,13 +84,18 @@ def ending(parsed: Parsed, text: str, end: int) -> Parsed:
     return replace(parsed, followed=_WORD.search(text, end) is not None)
 
 
+def box_parts(content: str) -> list[str]:
+    """What the commas inside a box separate, without LaTeX's wrapping and spacing; nothing of an empty box."""
+    return _COMMA.split(_WRAPPED.sub(r"\1", _SPACING.sub(" ", content))) if content.strip() else []
+
+
 def box_list(content: str, n: int, low: float, high: float) -> Parsed:
     r"""Scores from the inside of a box, such as `8, 7` or `\text{8}, 7/10`."""
-    if not content.strip():
+    parts = box_parts(content)
+    if not parts:
         return Parsed(None, "unparsable: the box is empty")
-    plain = _WRAPPED.sub(r"\1", _SPACING.sub(" ", content))
     values: list[float] = []
-    for part in _COMMA.split(plain):
+    for part in parts:
         value = number(part, high)
         if value is None:
             return Parsed(None, f"unparsable: {part.strip()[:40]!r} in the box is not a score")
@@ -104,13 +109,18 @@ def boxed_scores(text: str, n: int, low: float, high: float) -> Parsed:
 
 
 def _last_box(text: str, n: int, low: float, high: float) -> Parsed:
+    return last_box(text, n * _SCORE_CHARS, lambda content, _: box_list(content, n, low, high))
+
+
+def last_box(text: str, limit: int, read: Callable[[str, int], Parsed]) -> Parsed:
+    """What `read` makes of the inside of the last box (up to about `limit` characters), told where that begins."""
     box = _find_last_box(text)
     if box is None:
         return Parsed(None, r"unparsable: no \boxed{...} in the text")
-    content = _braced(text, box.end(), n * _SCORE_CHARS)
+    content = _braced(text, box.end(), limit)
     if content is None:
         return Parsed(None, r"unparsable: the last \boxed{ is not closed")
-    return _own(box_list(content, n, low, high), text, box.end() + len(content) + 1)
+    return _own(read(content, box.end()), text, box.end() + len(content) + 1)
 
 
 def _own(parsed: Parsed, text: str, end: int) -> Parsed:
@@ -150,7 +160,7 @@ _RELEASED_CLOSE = re.compile(r"[\]}]")
 def released_spans(text: str) -> Iterator[slice]:
     r"""Every match of the released DeepSeek-GRM pattern, left to right, without overlap, in linear time.
 
-    The pattern (method notes 4.6) opens at `\boxed{` or `[` and runs to the next `}` or `]`, at least one character
+    The pattern opens at `\boxed{` or `[` and runs to the next `}` or `]`, at least one character
     later. Matched with `re` it takes quadratic time on text full of opening brackets.
     """
     at = 0
@@ -236,7 +246,7 @@ def first_line(text: str, n: int, low: float, high: float) -> Parsed:
     return checked([value for value in values if value is not None], n, low, high)
 
 
-# A heading of the three output lines, tolerant to what real models make of it (method notes 4.6): "### Analysis",
+# A heading of the three output lines, tolerant to what real models make of it (the paper's Table 17): "### Analysis",
 # "**Scores: ...**", "1. Specific Criteria:". Every repeat is bounded, so matching is linear.
 _LINE_HEADING = r"^[ \t>#*_`-]{0,16}(?:[0-9]{1,2}[.)][ \t]?)?[*_`]{0,4}(%s)[ \t*_`]{0,8}(?:[:：][ \t*_`]{0,8}|\r?$)"
 _HEADING = re.compile(_LINE_HEADING % "Specific Criteria|Analysis|Scores?", re.IGNORECASE | re.MULTILINE)

@@ -8,9 +8,10 @@ Like the rules in `parsing.py` they read generated text only, never raise, take 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from opengrm.templates.base import Parsed
-from opengrm.templates.parsing import RULES, Rule, answer, checked, ending, last, number
+from opengrm.templates.parsing import RULES, Rule, answer, box_parts, checked, ending, last, last_box, number
 
 
 def won(index: int | None, n: int, low: float, high: float) -> Parsed:
@@ -53,6 +54,33 @@ def winner_number(text: str, n: int, low: float, high: float) -> Parsed:
     return won(int(line) - 1, n, low, high)
 
 
+_BOX_CHARS = 64
+_NAMED = re.compile(r"(?:Response[ #]{0,2})?([0-9]{1,9})", re.IGNORECASE)
+_DIGIT = re.compile("[0-9]")
+
+
+def boxed_winner(text: str, n: int, low: float, high: float) -> Parsed:
+    r"""LLM-as-a-judge (paper v3 Eq. 6): the last `\boxed{2}` holds the number of the best response, 1..n; no ties.
+
+    "Response 2" in the box is 2. A fraction such as "1/2" is unparsable: it may have been meant as a tie.
+    """
+    rest = answer(text)
+    skipped = len(text) - len(rest)
+
+    def read(content: str, start: int) -> Parsed:
+        parts = [part.strip().strip("*_$`").strip() for part in box_parts(content)]
+        if not parts:
+            return Parsed(None, "unparsable: the box is empty")
+        if len(parts) > 1:
+            return Parsed(None, f"wrong_count: {len(parts)} entries in the box, expected the number of one response")
+        found, digit = _NAMED.fullmatch(parts[0]), _DIGIT.search(content)
+        if found is None or digit is None:
+            return Parsed(None, f"unparsable: {parts[0][:40]!r} in the box is not the number of a response")
+        return replace(won(int(found[1]) - 1, n, low, high), at=skipped + start + digit.start())
+
+    return last_box(rest, _BOX_CHARS, read)
+
+
 _FIRST_OUTPUT = re.compile(r"Output \(([a-z])\)(?: is better)?(?:\.|[ \t]{0,8}(?:\r?\n|\Z))")
 _LAST_OUTPUT = re.compile(r"Output \(([a-z])\) is better[.\s*]{0,4}\Z")
 
@@ -93,6 +121,7 @@ def whole_number(text: str, n: int, low: float, high: float) -> Parsed:
 
 
 RECORDED: dict[str, Rule] = {
+    "boxed-winner": boxed_winner,
     "letter-verdict": letter_verdict,
     "winner-number": winner_number,
     "output-verdict": output_verdict,

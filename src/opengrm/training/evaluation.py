@@ -57,10 +57,20 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         if self.k < 1 or min(self.votes.values(), default=0) < 0:
-            raise UsageError(f"k is {self.k}, votes {self.votes}: expected at least 1, and 0 or more for a model")
+            raise ValueError(f"k is {self.k}, votes {self.votes}: expected at least 1, and 0 or more for a model")
+        if not self.models:
+            raise ValueError("models is empty: name at least one of base, rft and rl")
         for name in ("models", "votes", "guided"):
             if unknown := set(getattr(self, name)) - {"base", "rft", "rl"}:
-                raise UsageError(f"evaluation {name}: {', '.join(sorted(unknown))}: expected base, rft or rl")
+                raise ValueError(f"{name}: {', '.join(sorted(unknown))}: expected base, rft or rl")
+        if any(not 1 <= places <= self.k for places in self.k_meta):
+            raise ValueError(f"k_meta is {list(self.k_meta)}, expected numbers from 1 to k ({self.k})")
+        Sampling(self.temperature, max_tokens=self.max_tokens)  # checks them
+
+    @property
+    def needs_meta(self) -> bool:
+        """Whether any model's votes are guided."""
+        return any(model in self.models and self.votes.get(model, self.k) for model in self.guided)
 
 
 @dataclass(frozen=True)
@@ -107,47 +117,58 @@ def evaluate(
         "tokens"}; a row has model, set, how ("greedy", "sum", "meta", "meta top 8"), k, items, and figures.
     """
     settings = settings or EvaluationSettings()
+    for name, items in sets.items():
+        check_shown(items, forms, name)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    rows: list[dict[str, Any]] = []
-    process: list[dict[str, Any]] = []
-    judgments = tokens = 0
+    found: list[Measured] = []
     for model, checkpoint in models.items():
-        with ExitStack() as stack:
-            ledger = stack.enter_context(Ledger(folder / f"{model}.ledger.db"))
+        k = settings.votes.get(model, settings.k)
+        with Ledger(folder / f"{model}.ledger.db") as ledger:
             engine = open_engine(checkpoint)
-            stack.callback(engine.close)
-            k = settings.votes.get(model, settings.k)
-            meta = open_meta(ledger, stack) if open_meta is not None and k and model in settings.guided else None
-            for name, items in sets.items():
-                found = measure_set(items, engine, forms, ledger, settings, k, meta)
-                rows += [{**row, "model": model, "checkpoint": engine.model, "set": name} for row in found.rows]
-                if found.process is not None:
-                    process.append({**found.process, "model": model, "set": name})
-                judgments, tokens = judgments + found.judgments, tokens + found.tokens
-                say(f"{model} on {name}: {_line(found.rows)}")
+            try:
+                identity = engine.model
+                judged = {name: _judged(items, engine, forms, ledger, settings, k) for name, items in sets.items()}
+            finally:
+                engine.close()
+            # The meta RM comes when the model has left the device: neither need fit beside the other.
+            with ExitStack() as stack:
+                guided = open_meta is not None and k and model in settings.guided
+                meta = open_meta(ledger, stack) if guided and open_meta is not None else None
+                for name, (greedy, sampled) in judged.items():
+                    measured = measure_set(greedy, sampled, forms, settings, k, meta)
+                    place = {"model": model, "set": name}
+                    rows = [{**row, **place, "checkpoint": identity} for row in measured.rows]
+                    process = measured.process and {**measured.process, **place}
+                    found.append(replace(measured, rows=rows, process=process))
+                    say(f"{model} on {name}: {_line(rows)}")
     return {
-        "rows": rows,
-        "process": process,
+        "rows": [row for measured in found for row in measured.rows],
+        "process": [measured.process for measured in found if measured.process is not None],
         "world": all(i.source.get("world") == "rubric" for items in sets.values() for i in items),
         "seconds": time.monotonic() - started,
-        "judgments": judgments,
-        "tokens": tokens,
+        "judgments": sum(measured.judgments for measured in found),
+        "tokens": sum(measured.tokens for measured in found),
     }
 
 
+def _judged(
+    items: Sequence[Item], engine: Engine, forms: Forms, ledger: Ledger, settings: EvaluationSettings, k: int
+) -> tuple[list[Judged], list[Judged]]:
+    """The greedy judgments of a set and its k sampled ones (none for k = 0)."""
+    sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    greedy = judge_all(items, engine, forms, replace(sampling, temperature=0.0), 1, ledger)
+    return greedy, judge_all(items, engine, forms, sampling, k, ledger) if k else []
+
+
 def measure_set(
-    items: Sequence[Item], engine: Engine, forms: Forms, ledger: Ledger, settings: EvaluationSettings, k: int,
+    greedy: Sequence[Judged], sampled: Sequence[Judged], forms: Forms, settings: EvaluationSettings, k: int,
     meta: MetaRM | None = None,
 ) -> Measured:  # fmt: skip
-    """One model on one set, see `evaluate`; `k` 0 measures greedy decoding only."""
-    sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
-    labels = Labels.of(items)
-    greedy = judge_all(items, engine, forms, replace(sampling, temperature=0.0), 1, ledger)
+    """The votes of one model on one set, see `evaluate`."""
+    labels = Labels.of([item for item, _ in greedy])
     rows = _voted(greedy, labels, "sum", [1], "greedy")
-    sampled: list[Judged] = []
-    if k:
-        sampled = judge_all(items, engine, forms, sampling, k, ledger)
+    if sampled:
         ks = sorted({2**e for e in range(k.bit_length()) if 2**e <= k} | {k})
         rows += _voted(sampled, labels, "sum", ks)
         if meta is not None:
@@ -163,14 +184,31 @@ def measure_set(
 def judge_all(
     items: Iterable[Item], engine: Engine, forms: Forms, sampling: Sampling, k: int, ledger: Ledger | None
 ) -> list[Judged]:
-    """k judgments of each item, each in the form that shows it."""
+    """k judgments of each item, each in the form that shows it.
+
+    Raises:
+        UsageError: a single response, and the family has no form for one.
+    """
     every = list(items)
+    check_shown(every, forms)
     found: list[Judged] = []
-    for single in (False, True):
+    for template, single in ((forms.joint, False), (forms.single, True)):
         chosen = [item for item in every if (item.n == 1) == single]
-        if chosen:
-            found += GRM(engine, forms.single if single else forms.joint, sampling, ledger=ledger).judge(chosen, k)
+        if chosen and template is not None:
+            found += GRM(engine, template, sampling, ledger=ledger).judge(chosen, k)
     return found
+
+
+def check_shown(items: Iterable[Item], forms: Forms, name: str = "items") -> None:
+    """See that the family has a form for every item of a set called `name`.
+
+    Raises:
+        UsageError: with how many single responses there are that it cannot judge.
+    """
+    if alone := sum(not forms.shows(item) for item in items):
+        raise UsageError(
+            f"{name}: {alone:,} items have one response, template {forms.joint.name} compares several: leave them out"
+        )
 
 
 def _voted(

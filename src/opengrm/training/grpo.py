@@ -13,12 +13,14 @@ Imports torch and TRL: import this module only where training starts.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
 from trl.trainer.utils import split_tensor_dict
 
 from opengrm.engines.chat import ChatTokenizer
@@ -36,7 +38,8 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, chat: ChatTokenizer, share_prompts: bool = True, **others: Any) -> None:
-        super().__init__(*args, **others)
+        with _sharded_by_layer():
+            super().__init__(*args, **others)
         self._chat = chat
         self._buffered_inputs: list[dict[str, Any]] | None
         self._share = share_prompts and can_share(self.model) and not (self.is_fsdp_enabled or self.aux_loss_enabled)
@@ -111,6 +114,30 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         }
         loss = super()._compute_loss(model, chosen)
         return loss * (len(kept) / len(advantages))
+
+
+@contextmanager
+def _sharded_by_layer() -> Iterator[None]:
+    """While a trainer is made: under FSDP2 the reference model is sharded as the policy is, layer by layer.
+
+    TRL would shard it as one piece: it would be whole on every device, in float32 at first and then in each forward
+    pass.
+    """
+    theirs = grpo_trainer.prepare_fsdp
+    grpo_trainer.prepare_fsdp = lambda model, accelerator: shard_by_layer(model, accelerator, theirs)
+    try:
+        yield
+    finally:
+        grpo_trainer.prepare_fsdp = theirs
+
+
+def shard_by_layer(model: Any, accelerator: Any, otherwise: Any) -> Any:
+    """A frozen model as accelerate shards what it trains under FSDP2; `otherwise` under FSDP1."""
+    if accelerator.state.fsdp_plugin.fsdp_version != 2:
+        return otherwise(model, accelerator)
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    return fsdp2_prepare_model(accelerator, model).eval()
 
 
 def _by_length(batch: dict[str, Any], group: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from opengrm.items import Item, Message, content_hash
 from opengrm.judgments import Judgment
 from opengrm.templates.meta import MetaTemplate, is_hinted
+from opengrm.training.scalar_examples import held_out
 from opengrm.voting.correctness import correct, label_of
 
 
@@ -37,7 +38,7 @@ class Example:
 
     def held_out(self, share: float) -> bool:
         """Whether the example is for development; the same for all examples of a conversation."""
-        return int(self.group[:8], 16) < share * 2**32
+        return held_out(self.group, share)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "messages": [m.to_json() for m in self.messages]}

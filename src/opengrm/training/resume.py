@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole `checkpoint-<step>` of a Trainer. What a kill left half written is removed.
 
-    The Trainer writes trainer_state.json last, so a folder without one that can be read is not whole.
+    The Trainer writes trainer_state.json last, so a folder without one that can be read is not whole; after a power
+    cut a file before it can be short as well.
     """
     found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
     for path in sorted(found, key=step_of, reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        return path
+        if _is_whole(path):
+            return path
+        shutil.rmtree(path, ignore_errors=True)
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return all(_weights_end(path) == path.stat().st_size for path in checkpoint.rglob("*.safetensors")) and all(
+            zipfile.is_zipfile(path) for path in checkpoint.glob("*.pt")
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _weights_end(path: Path) -> int:
+    """Where a safetensors file ends by its own header."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(header))
+    return 8 + header + max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
 
 
 def step_of(checkpoint: Path | None) -> int:

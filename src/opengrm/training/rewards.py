@@ -4,7 +4,7 @@ There is no format reward and no partial credit: a text that cannot be parsed fa
 are correct is decided by `voting.correctness.correct` and nowhere else.
 
 A row is one item in one order, shown to the model G times. Rows come as a stream of epochs: each epoch shuffles the
-items by (seed, epoch), and shows each in the next order of its balanced plan (DESIGN rule 4).
+items by (seed, epoch), and shows each in the next order of its balanced plan (design rule 4).
 
 Choices where the paper is silent: a group shares one order (its rewards are compared with each other, so nothing but
 the text should differ); single responses are asked for with the template's 0/1 form, as in the paper's training data.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from opengrm.errors import UsageError
 from opengrm.items import Item
 from opengrm.judgments import own_order
-from opengrm.templates.base import Template
+from opengrm.templates.base import Template, read_answer
 from opengrm.templates.forms import Forms
 from opengrm.voting.correctness import correct, label_of
 from opengrm.voting.orders import OrderKind, plan_orders
@@ -29,9 +29,9 @@ from opengrm.voting.orders import OrderKind, plan_orders
 
 @dataclass(frozen=True)
 class Usable:
-    """The items that can be trained on, and how many cannot, by reason."""
+    """Which items can be trained on, by their places, and how many cannot, by reason."""
 
-    items: tuple[Item, ...]
+    places: tuple[int, ...]
     dropped: Counter[str] = field(default_factory=Counter)
 
 
@@ -45,7 +45,10 @@ def usable_items(items: Sequence[Item], forms: Forms, fits: Callable[[Item], boo
     """
     dropped: Counter[str] = Counter()
     kept = []
-    for item in items:
+    for place, item in enumerate(items):
+        if not forms.shows(item):
+            dropped["single response"] += 1
+            continue
         template, label = forms.of(item), label_of(item)
         if label is None:
             dropped["no label"] += 1
@@ -56,7 +59,7 @@ def usable_items(items: Sequence[Item], forms: Forms, fits: Callable[[Item], boo
         elif not fits(item):
             dropped["too long"] += 1
         else:
-            kept.append(item)
+            kept.append(place)
     return Usable(tuple(kept), dropped)
 
 
@@ -91,16 +94,20 @@ def rows(items: Sequence[Item], count: int, seed: int, orders: OrderKind = "bala
             yield Row(place, plan_orders(item.n, epoch + 1, item.key, orders)[epoch])
 
 
-def outcome(item: Item, template: Template, order: Sequence[int], text: str) -> tuple[float, bool]:
-    """The reward of one text, +1.0 or -1.0, and whether it could be parsed.
+def outcome(
+    item: Item, template: Template, order: Sequence[int], text: str, *, cut: bool = False, tokens: int = 0
+) -> tuple[float, bool]:
+    """The reward of one text, +1.0 or -1.0, and whether it could be parsed: as a judge reads it (`read_answer`).
 
     Args:
         item: labelled (see `label_of`).
         template: the form that the text answers.
         order: the order that the prompt showed.
         text: what the model wrote.
+        cut: whether it ends at the token limit.
+        tokens: how many there are.
     """
-    parsed = template.parse(text, item.n)
+    parsed = read_answer(template, text, item.n, cut=cut, tokens=tokens)
     if parsed.scores is None:
         return -1.0, False
     label = label_of(item)
@@ -109,17 +116,24 @@ def outcome(item: Item, template: Template, order: Sequence[int], text: str) -> 
 
 
 def outcome_reward(
-    items: Sequence[Item], forms: Forms, decode: Callable[[Sequence[int]], str]
+    items: Sequence[Item], forms: Forms, answer: Callable[[Sequence[int]], tuple[str, bool]]
 ) -> Callable[..., list[float]]:
-    """The reward function that TRL calls with a batch; it also reports `parse_rate`."""
+    """The reward function that TRL calls with a batch; it also reports `parse_rate`.
+
+    Args:
+        items: what the column `item` counts.
+        forms: how they were shown.
+        answer: of a completion's token ids the text that a judge would read, and whether it was cut off.
+    """
 
     def reward(
         *, completion_ids: Sequence[Sequence[int]], item: Sequence[int], order: Sequence[Sequence[int]], **rest: Any
     ) -> list[float]:
-        found = [
-            outcome(items[place], forms.of(items[place]), shown, decode(ids))
-            for ids, place, shown in zip(completion_ids, item, order, strict=True)
-        ]
+        found = []
+        for ids, place, shown in zip(completion_ids, item, order, strict=True):
+            text, cut = answer(ids)
+            template = forms.of(items[place])
+            found.append(outcome(items[place], template, shown, text, cut=cut, tokens=len(ids)))
         if "log_metric" in rest:
             rest["log_metric"]("parse_rate", sum(parsed for _, parsed in found) / len(found))
         return [value for value, _ in found]

@@ -24,7 +24,7 @@ from opengrm.jsonl import OnBad, Row, read_rows
 from opengrm.ledger import Ledger
 from opengrm.templates.forms import Forms
 from opengrm.training.sft import SUMMARY, OnStep, SFTSettings, train
-from opengrm.training.stage import begin, read_json, write_json
+from opengrm.training.stage import begin, is_main, read_json, write_json
 from opengrm.training.trajectories import Collected, CollectSettings, collect
 
 PAPER_INSTRUCTIONS = 1_070_000  # general instruction rows (paper v3, appendix; 186K trajectories make up the rest)
@@ -100,7 +100,7 @@ def collect_stage(
 
     for item in ItemsFile(items, counted):
         many, single = many + (item.n > 1), single + (item.n == 1)
-    planned = settings.planned(many, single)
+    planned = settings.planned(many, single if forms.single else 0)
 
     def told(there: int, so_far: Collected) -> None:
         if on_progress is not None:
@@ -128,32 +128,44 @@ def tune_stage(
     settings: SFTSettings | None = None,
     *,
     share: float = INSTRUCTION_SHARE,
+    template: str | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, Any]:
     """The second half: `output/model` and its figures, or the figures of the one that is there.
 
     Args:
         model: the base: "nano", a folder, or a hub id.
-        output: the stage's folder, with `kept.jsonl` in it; without (the ablation "w/o both"), instructions alone.
+        output: the stage's folder, with `kept.jsonl` in it; where that is empty (the ablation "w/o both"),
+            instructions alone.
         instructions: a file of rows {"prompt", "completion"}; None mixes nothing in.
         settings: of the fine-tuning.
         share: share of instruction rows in the training set (paper: 0.852).
+        template: the prompt family that is learned, for the model's config.json.
         on_step: called after each step.
 
     Returns:
         What `train.json` holds, with the mix.
     """
     kept = output / KEPT
-    trajectories = count_rows(kept) if kept.exists() and kept.stat().st_size else 0
+    if not kept.exists():
+        raise UsageError(f"{kept} is not there: collect trajectories first")
+    trajectories = count_rows(kept) if kept.stat().st_size else 0
+    counted = (read_json(output / COLLECTED) or {}).get("kept", trajectories)
+    if counted != trajectories:
+        raise UsageError(
+            f"{kept}: has {trajectories:,} rows, {output / COLLECTED} counts {counted:,} kept: remove the latter to"
+            " collect again (what was sampled is in the ledger), or correct it if you have chosen rows by hand"
+        )
     available = 0 if instructions is None else count_rows(instructions)
     mix = plan_mix(trajectories, available, share if instructions is not None else 0.0)
     key = f"kept {digest(kept) if trajectories else 'nothing'} + {mix.instructions} of "
     key += "no instructions" if instructions is None else digest(instructions)
     figures = train(
-        model, lambda: mixed(kept, instructions, mix), output, settings, data_key=key, on_step=on_step
+        model, lambda: mixed(kept, instructions, mix), output, settings, data_key=key, template=template,
+        on_step=on_step,
     )  # fmt: skip
     report = {**figures, **asdict(mix)}
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main():
         write_json(output / SUMMARY, report)
     return report
 

@@ -1,4 +1,4 @@
-"""Rule-based online RL (SPCT, section 3.2 of the method): GRPO with the outcome reward, from the RFT model.
+"""Rule-based online RL (SPCT; paper v3 Eqs. 11 and 15): GRPO with the outcome reward, from the RFT model.
 
     train(items, "rft-model", "rl-model", Settings(steps=900))
 
@@ -26,6 +26,7 @@ Choices that the paper leaves open, or departures from it:
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,21 +35,21 @@ from typing import Any, Literal, get_args
 
 from opengrm.engines.base import Engine, Sampling
 from opengrm.errors import EngineError, MissingExtra, UsageError
-from opengrm.items import Item
+from opengrm.items import Item, Message, content_hash
 from opengrm.ledger import Ledger
+from opengrm.templates import built_in
 from opengrm.templates.base import Template
 from opengrm.templates.forms import Forms, forms_of
+from opengrm.training.checkpoint import end_token, give_chat_template, lora, remove, write_checkpoint
 from opengrm.training.resume import last_checkpoint, step_of
 from opengrm.training.rewards import outcome_reward, rows, usable_items
-from opengrm.training.sft import lora
-from opengrm.training.stage import PATIENCE, begin, read_json, write_json
+from opengrm.training.stage import PATIENCE, begin, check_finite, check_reporters, has_bfloat16, read_json, write_json
 from opengrm.voting.correctness import correct, label_of
 from opengrm.voting.orders import OrderKind
 
 RolloutKind = Literal["own", "vllm", "trl"]
 Precision = Literal["float32", "bfloat16"]
-_FREE = ("save_every", "report_to", "max_batch")  # change nothing that is learned: a resumed run may have others
-TOO_EASY = 3  # judgments of the reference model, all correct (method, section 3.2)
+TOO_EASY = 3  # judgments of the reference model, all correct (paper: the same)
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,25 @@ class Settings:
         beta: KL coefficient (the 27B model's; the 16B model's is 0.002).
         epsilon: clip range.
         learning_rate, warmup_steps: constant after a linear warm-up.
-        temperature, top_p, max_tokens: of the rollouts.
+        temperature, max_tokens: of the rollouts. There is no nucleus: log-probabilities are of the whole
+            distribution.
+        max_prompt: items with a longer prompt, in tokens, are dropped; None is the model's context less `max_tokens`.
         micro_batch: judgments of one forward and backward pass on one device; None takes a device's whole share.
-        max_batch: most samples decoded together, for own rollouts.
+        sample_batch: most samples decoded together, for own rollouts.
         rollouts: "own" (this project's sampler, in process), "vllm" (a server that TRL keeps in step, with TRL's
             correction for what the two engines compute differently), "trl" (TRL's default generation).
         vllm_url: the server, for "vllm".
         orders: how the orders of an item over the epochs are planned.
-        precision: "bfloat16" keeps float32 weights and computes in bfloat16.
-        gradient_checkpointing: compute activations twice instead of keeping them.
+        precision: "bfloat16" keeps float32 weights and computes in bfloat16; None does so where a GPU can.
+        checkpointing: compute activations twice instead of keeping them.
         lora_rank: train low-rank adapters of this rank (alpha twice that) on all linear layers and merge them at the
             end; 0 trains all weights.
         share_prompts: one copy of each prompt in the forward and backward pass (`shared_prompt.py`), where it serves.
         save_every: steps between checkpoints.
         seed: of everything drawn.
         report_to: TRL's reporters besides ours, such as "tensorboard" or "trackio".
+        trust_remote_code: run code that comes with the checkpoint.
+        chat_template_kwargs: variables of the model's chat template, as the engine is given them.
     """
 
     steps: int = 900
@@ -87,39 +92,46 @@ class Settings:
     learning_rate: float = 4e-7
     warmup_steps: int = 10
     temperature: float = 1.0
-    top_p: float = 1.0
     max_tokens: int = 1024
+    max_prompt: int | None = None
     micro_batch: int | None = None
-    max_batch: int = 256
+    sample_batch: int = 256
     rollouts: RolloutKind = "own"
     vllm_url: str | None = None
     orders: OrderKind = "balanced"
-    precision: Precision = "float32"
-    gradient_checkpointing: bool = False
+    precision: Precision | None = None
+    checkpointing: bool = False
     lora_rank: int = 0
     share_prompts: bool = True
     save_every: int = 50
     seed: int = 0
     report_to: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "max_tokens", "max_batch", "save_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_finite(self)
+        for name in ("steps", "batch", "max_tokens", "sample_batch", "save_every", "micro_batch", "max_prompt"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
         if self.generations < 2:
-            raise UsageError(f"generations is {self.generations}: a group needs at least 2 to compare")
+            raise ValueError(f"generations is {self.generations}: a group needs at least 2 to compare")
         if self.batch % self.generations:
-            raise UsageError(f"batch is {self.batch}, expected a multiple of generations ({self.generations})")
+            raise ValueError(f"batch is {self.batch}, expected a multiple of generations ({self.generations})")
         if self.beta < 0 or self.learning_rate <= 0 or not 0 < self.epsilon < 1:
-            raise UsageError("expected beta >= 0, learning_rate > 0 and 0 < epsilon < 1")
+            raise ValueError("expected beta >= 0, learning_rate > 0 and 0 < epsilon < 1")
+        if self.warmup_steps < 0 or self.lora_rank < 0:
+            raise ValueError("expected warmup_steps and lora_rank not below 0")
         if self.temperature <= 0:
-            raise UsageError(
+            raise ValueError(
                 f"temperature is {self.temperature}: without chance all judgments of a group are the same"
             )
+        Sampling(self.temperature, max_tokens=self.max_tokens)  # checks their upper ends
         if self.rollouts not in get_args(RolloutKind):
-            raise UsageError(f"rollouts {self.rollouts!r}: expected one of {', '.join(get_args(RolloutKind))}")
-        if (self.vllm_url is None) == (self.rollouts == "vllm"):
-            raise UsageError("vllm rollouts need the address of the server, and only they take one")
+            raise ValueError(f"rollouts {self.rollouts!r}: expected one of {', '.join(get_args(RolloutKind))}")
+        if (not self.vllm_url) == (self.rollouts == "vllm"):
+            raise ValueError("vllm rollouts need the address of the server, and only they take one")
 
     @property
     def prompts(self) -> int:
@@ -151,6 +163,8 @@ def too_easy(items: Sequence[Item], forms: Forms, reference: Reference, say: Cal
     try:
         with Ledger(reference.ledger) as ledger:
             for template in dict.fromkeys((forms.joint, forms.single)):
+                if template is None:
+                    continue
                 places = [i for i, item in enumerate(items) if forms.of(item) is template and i not in easy]
                 judge = GRM(engine, template, reference.sampling, ledger=ledger)
                 run = judge.judge((items[i] for i in places), TOO_EASY)
@@ -182,7 +196,7 @@ def train(
     Args:
         items: labelled; those that cannot be used are dropped and counted.
         model: where to start and what the KL term holds on to: "nano", a folder, or a hub id.
-        template: a joint form; single responses are shown in its 0/1 form.
+        template: a joint form; single responses are shown in its 0/1 form, or dropped where it has none.
         reference: the too-easy filter; None keeps easy items.
         choose_only: write items.json and stop: in one process, for the several that will train.
         say: takes the lines that tell how it goes, one a step.
@@ -198,24 +212,25 @@ def train(
     try:
         import torch
         from accelerate import PartialState
-        from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-        from transformers.integrations import integration_utils
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
         from opengrm.training.grpo import GroupTrainer
     except ImportError as error:
         raise MissingExtra(f"RL ({error.name})", "train") from None
     from opengrm.engines.chat import ChatTokenizer
     from opengrm.engines.checkpoints import check_folder, find_model, first_line
-    from opengrm.engines.decoding import context_length
+    from opengrm.engines.decoding import positions
     from opengrm.training.rollouts import own_rollouts
     from opengrm.training.watching import MetricsCallback, quiet
 
     output = Path(output)
-    folder, name = find_model(model)
+    folder, name = find_model(model, code=settings.trust_remote_code)
     check_folder(folder)
-    reporters: Any = integration_utils.get_available_reporting_integrations
-    if missing := sorted(set(settings.report_to) - set(reporters())):
-        raise UsageError(f"cannot report to {', '.join(missing)}: not installed, or not a reporter that TRL knows")
+    check_reporters(settings.report_to)
+    if settings.rollouts == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise MissingExtra("vLLM rollouts", "vllm")  # TRL's client needs it as well as the server
+    if settings.rollouts == "own" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UsageError("own rollouts need whole weights in each process, FSDP shards them: choose vllm rollouts")
     use_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     state = PartialState(cpu=use_cpu, timeout=PATIENCE)
     said = say if state.is_main_process else lambda line: None
@@ -223,28 +238,26 @@ def train(
     if state.is_main_process:
         if (output / "config.json").exists() and not (output / "settings.json").exists():
             raise UsageError(f"{output}: holds a model that was not trained by this verb: choose another folder")
-        decisive = {name: value for name, value in asdict(settings).items() if name not in _FREE}
-        begin(output / "settings.json", {"model": name, "template": template.name, **decisive})
+        begin(output / "settings.json", {"model": name, "template": template.name, **asdict(settings)})
+        _check_items(items, output / "items.json")
     state.wait_for_everyone()
     if (output / "config.json").exists():
         said(f"{output}: is trained already")
         return output
 
     # The model and its tokenizer.
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **options)
+    give_chat_template(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    chat = ChatTokenizer(tokenizer)
-    try:
-        policy = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:
-        raise EngineError(f"{model}: cannot load this model: {first_line(error)}") from None
+    chat = ChatTokenizer(tokenizer, settings.chat_template_kwargs or None)
 
     # The items, and the rows that the steps will show.
     forms = forms_of(template)
-    room = (context_length(policy) or 2**31) - settings.max_tokens
+    room = (positions(AutoConfig.from_pretrained(folder, **options)) or 2**31) - settings.max_tokens
+    if settings.max_prompt is not None:
+        room = min(room, settings.max_prompt)
     with state.main_process_first():
         kept = _chosen_items(items, forms, chat, room, reference, output / "items.json", state.is_main_process, said)
     if choose_only:
@@ -253,19 +266,32 @@ def train(
     said(f"{settings.steps:,} steps of {settings.prompts:,} prompts: {len(data) / len(kept):.2f} epochs")
 
     # The trainer.
+    try:
+        policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+    except Exception as error:
+        raise EngineError(f"{model}: cannot load this model: {first_line(error)}") from None
     checkpoints = output / "checkpoints"
     config = grpo_config(settings, checkpoints, processes=state.num_processes, use_cpu=use_cpu)
-    sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, logprobs=settings.temperature == 1)
+    sampling = Sampling(settings.temperature, 1.0, settings.max_tokens, logprobs=settings.temperature == 1)
+    opening = chat.answer(
+        chat.encode([Message("user", "x")]), ()
+    )  # all prompts end alike: in an opened thought, or not
+
+    def answer(ids: Sequence[int]) -> tuple[str, bool]:
+        return opening + chat.decode(ids), not len(ids) or int(ids[-1]) not in trainer.eos_token_ids
+
     try:
         trainer = GroupTrainer(
             model=policy,
-            reward_funcs=outcome_reward(kept, forms, chat.decode),
+            reward_funcs=outcome_reward(kept, forms, answer),
             args=config,
             train_dataset=data,
             processing_class=tokenizer,
             peft_config=lora(settings.lora_rank),
             rollout_func=(
-                own_rollouts(chat, sampling, settings.seed, settings.max_batch) if settings.rollouts == "own" else None
+                own_rollouts(chat, sampling, settings.seed, settings.sample_batch)
+                if settings.rollouts == "own"
+                else None
             ),
             chat=chat,
             share_prompts=settings.share_prompts,
@@ -280,9 +306,10 @@ def train(
         said(f"going on from step {step_of(last)}")
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
-    # An ordinary checkpoint; config.json comes last into place and marks the run as done.
+    # An ordinary checkpoint.
     state.wait_for_everyone()
-    _save(trainer, tokenizer, output, state.is_main_process)
+    named = template.name if built_in(template) else None
+    _save(trainer, tokenizer, output, folder, named, options, state.is_main_process)
     said(f"the model is in {output}")
     return output
 
@@ -315,6 +342,11 @@ def grpo_config(settings: Settings, folder: Path, *, processes: int = 1, use_cpu
     micro = min(settings.micro_batch or share, share)
     if settings.batch % processes or share % micro:
         raise UsageError(f"a batch of {settings.batch} does not split over {processes} processes in parts of {micro}")
+    if share % settings.generations:
+        raise UsageError(
+            f"a batch of {settings.batch} on {processes} processes is {share} judgments each, not whole groups of"
+            f" {settings.generations}: choose fewer processes or a larger batch"
+        )
     return GRPOConfig(
         output_dir=str(folder),
         max_steps=settings.steps,
@@ -323,7 +355,6 @@ def grpo_config(settings: Settings, folder: Path, *, processes: int = 1, use_cpu
         num_generations=settings.generations,
         max_completion_length=settings.max_tokens,
         temperature=settings.temperature,
-        top_p=settings.top_p,
         beta=settings.beta,
         epsilon=settings.epsilon,
         loss_type="grpo",  # a mean over each completion's tokens, then over completions
@@ -336,8 +367,8 @@ def grpo_config(settings: Settings, folder: Path, *, processes: int = 1, use_cpu
         max_grad_norm=1.0,
         shuffle_dataset=False,  # the rows are in their order already
         remove_unused_columns=False,
-        bf16=settings.precision == "bfloat16",
-        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=settings.precision == "bfloat16" or (settings.precision is None and has_bfloat16()),
+        gradient_checkpointing=settings.checkpointing,
         use_vllm=settings.rollouts == "vllm",
         vllm_mode="server",
         vllm_server_base_url=settings.vllm_url,
@@ -348,6 +379,7 @@ def grpo_config(settings: Settings, folder: Path, *, processes: int = 1, use_cpu
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         use_cpu=use_cpu,
+        trust_remote_code=settings.trust_remote_code,
         seed=settings.seed,
     )
 
@@ -373,40 +405,47 @@ def _chosen_items(
 
     if main and not record.exists():
         usable = usable_items(items, forms, fits)
-        kept, dropped = usable.items, dict(usable.dropped)
-        if reference is not None and kept:
-            easy = too_easy(kept, forms, reference, say)
+        places, dropped = list(usable.places), dict(usable.dropped)
+        if reference is not None and places:
+            easy = too_easy([items[place] for place in places], forms, reference, say)
             dropped["too easy"] = sum(easy)
-            kept = tuple(item for item, is_easy in zip(kept, easy, strict=True) if not is_easy)
-        decided = {"given": len(items), "kept": len(kept), "dropped": dropped, "keys": [item.key for item in kept]}
+            places = [place for place, is_easy in zip(places, easy, strict=True) if not is_easy]
+        decided = {
+            "given": len(items),
+            "kept": len(places),
+            "dropped": dropped,
+            "items": _digest(items),
+            "places": places,
+        }
         write_json(record, decided)
     row = read_json(record) or {}
-    if row["given"] != len(items):
-        raise UsageError(f"{record.parent} holds a run on {row['given']} items, now there are {len(items)}")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in row["dropped"].items() if count)
     say(f"{row['kept']:,} of {row['given']:,} items to train on" + (f"; dropped: {reasons}" if reasons else ""))
-    by_key = {item.key: item for item in items}
-    if missing := [key for key in row["keys"] if key not in by_key]:
-        raise UsageError(f"{record.parent} holds a run on other items: {len(missing)} of them are not there now")
-    return tuple(by_key[key] for key in row["keys"])
+    return tuple(items[place] for place in row["places"])
 
 
-def _save(trainer: Any, tokenizer: Any, output: Path, main: bool) -> None:
-    """The model's folder; adapters are merged into it and kept beside it."""
-    from peft import PeftModel
+def _check_items(items: Sequence[Item], record: Path) -> None:
+    """See that a run is taken up with the items and labels that it was begun with."""
+    row = read_json(record)
+    if row is not None and row.get("items") != _digest(items):
+        raise UsageError(f"{record.parent}: holds a run on other items or labels: choose another folder")
 
-    unfinished = output / "saving"
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(model, PeftModel):
-        if main:
-            model.save_pretrained(output / "adapter")
-            model.merge_and_unload().save_pretrained(unfinished)
-    else:
-        trainer.save_model(str(unfinished))  # all processes: weights may be sharded
+
+def _digest(items: Sequence[Item]) -> str:
+    return content_hash("rl items", [[item.key, label_of(item)] for item in items])
+
+
+def _save(
+    trainer: Any, tokenizer: Any, output: Path, base: Path, template: str | None, options: Any, main: bool
+) -> None:
+    """The model's folder, adapters merged; config.json comes last into place and marks the run as done."""
+    raw, whole = output / "saving", output / "saved"
+    trainer.save_model(str(raw))  # by all processes: weights may be sharded
     if main:
-        tokenizer.save_pretrained(unfinished)
-        (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle
-        for path in sorted(unfinished.iterdir(), key=lambda p: p.name == "config.json"):
+        end = end_token(tokenizer)
+        write_checkpoint(raw, whole, base=base, tokenizer=tokenizer, end=end, template=template, options=options)
+        for path in sorted(whole.iterdir(), key=lambda p: p.name == "config.json"):
             os.replace(path, output / path.name)
-        unfinished.rmdir()
+        for folder in (raw, whole, output / "checkpoints"):
+            remove(folder)
     trainer.accelerator.wait_for_everyone()

@@ -19,12 +19,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +31,18 @@ from opengrm.engines.chat import ChatTokenizer
 from opengrm.engines.checkpoints import check_folder, find_model, first_line
 from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.items import conversation
+from opengrm.training.checkpoint import end_token, give_chat_template, lora, remove, write_checkpoint
 from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
-from opengrm.training.stage import PATIENCE, begin, read_json, write_json
+from opengrm.training.stage import PATIENCE, begin, check_finite, check_reporters, read_json, write_json
 
 IGNORED = -100
 MODEL, CHECKPOINTS, METRICS = "model", "checkpoints", "metrics.jsonl"
 SETTINGS, SUMMARY = "train-settings.json", "train.json"
 DATA, COUNTS, RAW = "examples.arrow", "examples.json", "raw"  # gone when the run is done
+# Of transformers, those that need nothing but a warm-up.
+SCHEDULES = ("cosine", "linear", "constant_with_warmup", "inverse_sqrt")
+MOST_ROWS = 10**9  # of all steps: their order is kept in memory
 OnStep = Callable[[int, Mapping[str, float]], None]
-
-# The engine's plain form for a tokenizer without a chat template (`engines/chat.py`), as a chat template.
-PLAIN_TEMPLATE = (
-    "{% set names = {'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'} %}"
-    "{% for m in messages %}{{ names.get(m['role'], 'System') + ': ' + m['content'] }}"
-    "{% if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,7 @@ class SFTSettings:
         seed: of the shuffle.
         report_to: trackers of transformers ("tensorboard", "trackio", ...); metrics are in `metrics.jsonl` anyway.
         trust_remote_code: run code that comes with the checkpoint.
+        chat_template_kwargs: variables of the model's chat template, as the engine is given them.
     """
 
     learning_rate: float = 5e-6
@@ -87,15 +83,23 @@ class SFTSettings:
     seed: int = 0
     report_to: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("batch", "steps", "micro_batch", "max_length", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
+        check_finite(self)
+        if not (self.learning_rate > 0 and self.max_grad_norm > 0 and self.weight_decay >= 0 and self.lora_rank >= 0):
+            raise ValueError("expected learning_rate and max_grad_norm above 0, weight_decay and lora_rank not below")
+        if self.steps * self.batch > MOST_ROWS:
+            raise ValueError(f"{self.steps:,} steps of {self.batch:,} rows: expected {MOST_ROWS:,} rows at most")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup}, expected 0 or more and less than 1")
+        if self.batch % min(self.micro_batch, self.batch):
+            raise ValueError(f"batch is {self.batch}, expected a multiple of micro_batch ({self.micro_batch})")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r}: expected one of {', '.join(SCHEDULES)}")
 
 
 def train(
@@ -105,6 +109,7 @@ def train(
     settings: SFTSettings | None = None,
     *,
     data_key: str = "",
+    template: str | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `model` on `rows` and write `output/model`, a Hugging Face folder with tokenizer and chat template.
@@ -119,6 +124,7 @@ def train(
         output: a folder; made if it is not there.
         settings: see there.
         data_key: names what `rows` gives, so that a run is not taken up again with other rows.
+        template: the prompt family that is learned, noted in the model's config.json for whoever judges with it.
         on_step: called after each step with its number and the last metrics.
 
     Returns:
@@ -136,7 +142,7 @@ def train(
     if done is not None:
         return done
     with _quietly():
-        figures = _train(model, rows, output, settings, on_step)
+        figures = _train(model, rows, output, settings, template, on_step)
     return {**begun, **figures}
 
 
@@ -145,6 +151,7 @@ def _train(
     rows: Callable[[], Iterable[Mapping[str, Any]]],
     output: Path,
     settings: SFTSettings,
+    template: str | None,
     on_step: OnStep | None,
 ) -> dict[str, Any]:
     try:
@@ -158,6 +165,7 @@ def _train(
         raise MissingExtra("training", "train") from None
 
     # Model and tokenizer.
+    check_reporters(settings.report_to)
     state = accelerate.PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
     folder, _ = find_model(model, code=settings.trust_remote_code)
     check_folder(folder)
@@ -176,8 +184,9 @@ def _train(
 
     # Data: token ids and labels in an Arrow file on disk, not in memory.
     with state.main_process_first():
-        if not (output / DATA).exists():
-            _encode(rows(), tokenizer, end, settings.max_length, output / DATA)
+        if not _readable(output):
+            chat = ChatTokenizer(tokenizer, settings.chat_template_kwargs or None)
+            _encode(rows(), chat, end, settings.max_length, output / DATA)
     counts = read_json(output / COUNTS) or {}
     dataset = datasets.Dataset.from_file(str(output / DATA))
     lengths = pyarrow.compute.list_value_length(dataset.data.column("input_ids")).to_numpy()
@@ -213,6 +222,7 @@ def _train(
         logging_steps=settings.log_every,
         logging_first_step=True,
         seed=settings.seed,
+        trust_remote_code=settings.trust_remote_code,
         report_to=list(settings.report_to),
         disable_tqdm=True,
     )
@@ -246,12 +256,25 @@ def _train(
         "seconds": time.monotonic() - started,
     }
     if state.is_main_process:
-        _write_model(output, folder, tokenizer, end, options)
+        write_checkpoint(
+            output / RAW, output / MODEL, base=folder, tokenizer=tokenizer, end=end, template=template, options=options
+        )
         write_json(output / SUMMARY, {**(read_json(output / SETTINGS) or {}), **summary})
         for name in (RAW, CHECKPOINTS, DATA, COUNTS):
-            _remove(output / name)
+            remove(output / name)
     state.wait_for_everyone()
     return summary
+
+
+def _readable(output: Path) -> bool:
+    """Whether the encoded rows and their counts are there and whole."""
+    import datasets
+
+    try:
+        datasets.Dataset.from_file(str(output / DATA))
+        return "examples" in (read_json(output / COUNTS) or {})
+    except (OSError, ValueError, UsageError):
+        return False
 
 
 def draws(lengths_I: Any, steps: int, batch: int, seed: int) -> Any:
@@ -273,12 +296,11 @@ def draws(lengths_I: Any, steps: int, batch: int, seed: int) -> Any:
     return np.take_along_axis(drawn_SB, order_SB, axis=1).ravel()
 
 
-def _encode(rows: Iterable[Mapping[str, Any]], tokenizer: Any, end: int, longest: int, path: Path) -> None:
+def _encode(rows: Iterable[Mapping[str, Any]], chat: ChatTokenizer, end: int, longest: int, path: Path) -> None:
     """Token ids and labels of all rows into an Arrow file, which appears whole, behind the counts beside it."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
 
-    chat = ChatTokenizer(tokenizer)
     part = path.with_name(f".{path.name}.part")
     ids = datasets.List(datasets.Value("int32"))
     counts = {"examples": 0, "too_long": 0, "prompt_tokens": 0, "completion_tokens": 0}
@@ -302,48 +324,16 @@ def _encode(rows: Iterable[Mapping[str, Any]], tokenizer: Any, end: int, longest
 
 
 def encode(chat: ChatTokenizer, row: Mapping[str, Any], end: int) -> tuple[list[int], list[int]]:
-    """Token ids of a row's prompt, as the engine asks it, and of its completion with the end token."""
+    """Token ids of a row's prompt, as the engine asks it, and of its completion with the end token.
+
+    In a completion only special tokens are broken up: a thought's `<think>` or a tool call's marker is what the model
+    is to write. A thought that the prompt opens already is not opened again.
+    """
     prompt = chat.encode(conversation(row["prompt"]))
     (answer,) = conversation(row["completion"], name="completion")
-    completion = chat.tokenizer(chat.fence(answer.content), add_special_tokens=False)["input_ids"]
+    text = answer.content.removeprefix(chat.answer(prompt, ()))
+    completion = chat.tokenizer(chat.fence(text, special_only=True), add_special_tokens=False)["input_ids"]
     return list(prompt), [*completion, end]
-
-
-def give_chat_template(tokenizer: Any) -> None:
-    """To a tokenizer without a chat template, the engine's plain form as one, so that any server can use it."""
-    if tokenizer.chat_template:
-        return
-    ids, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    begins = ids[: len(ids) - len(bare)] if ids[len(ids) - len(bare) :] == bare else []
-    start = "".join(tokenizer.convert_ids_to_tokens(begins))
-    tokenizer.chat_template = "{{ " + json.dumps(start) + " }}" + PLAIN_TEMPLATE if start else PLAIN_TEMPLATE
-
-
-def end_token(tokenizer: Any) -> int:
-    """The token that ends an assistant turn in the chat template, else the tokenizer's end-of-sequence token.
-
-    Raises:
-        UsageError: there is neither, so a model could not learn to stop.
-    """
-    mark = "OpenGRM turn"
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    for token in tokenizer(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]:
-        if token in special:
-            return int(token)
-    if tokenizer.eos_token_id is None:
-        raise UsageError("the tokenizer has no end-of-sequence token, and its chat template none behind a turn")
-    return int(tokenizer.eos_token_id)
-
-
-def lora(rank: int) -> Any:
-    """LoRA of this rank on all linear layers (Hu et al. 2021), scaled by 2; None for rank 0."""
-    if not rank:
-        return None
-    import peft
-
-    return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _reporter(metrics: Path, on_step: OnStep | None) -> Any:
@@ -368,37 +358,6 @@ def _reporter(metrics: Path, on_step: OnStep | None) -> Any:
     return Reporter()
 
 
-def _write_model(output: Path, base: Path, tokenizer: Any, end: int, options: Mapping[str, Any]) -> None:
-    """`output/model` from the trainer's raw folder: adapters merged, the base's precision and generation settings."""
-    import torch
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(base, **options)
-    dtype = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
-    adapted = (output / RAW / "adapter_config.json").exists()
-    network: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        base if adapted else output / RAW, dtype=torch.float32 if adapted else dtype, **options
-    )
-    if adapted:
-        import peft
-
-        network = peft.PeftModel.from_pretrained(network, str(output / RAW)).merge_and_unload().to(dtype)
-    network.config.use_cache = getattr(config, "use_cache", True)
-    generation = transformers.GenerationConfig.from_model_config(config)
-    if (base / "generation_config.json").exists():
-        generation = transformers.GenerationConfig.from_pretrained(base)
-    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-    if end not in ends:
-        generation.eos_token_id = [end, *(e for e in ends if e is not None)]
-    network.generation_config = generation
-    part = output / f".{MODEL}.part"
-    _remove(part)
-    network.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    _remove(output / MODEL)
-    os.replace(part, output / MODEL)
-
-
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without progress bars of the libraries below, and without TRL's use of a name that transformers renames."""
@@ -416,10 +375,3 @@ def _quietly() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

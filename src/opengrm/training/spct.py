@@ -19,11 +19,13 @@ same function on the same folder. What only one process can do, the too-easy fil
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -31,21 +33,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opengrm.engines import Sampling
-from opengrm.engines.checkpoints import find_model
 from opengrm.errors import UsageError
-from opengrm.items import Item, content_hash
-from opengrm.jsonl import write_rows
+from opengrm.items import Message, conversation
+from opengrm.jsonl import read_rows, write_rows
+from opengrm.judges.grm import GRM
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
 from opengrm.reading import read_items
-from opengrm.templates import get_template
+from opengrm.templates import built_in, get_template
 from opengrm.templates.forms import Forms, forms_of
 from opengrm.training import evaluation, rft, rl
+from opengrm.training.overlap import HeldOut, refuse_overlap
 from opengrm.training.spct_config import Config, Tasks, World
-from opengrm.training.stage import read_json, write_json
+from opengrm.training.stage import Pace, differing, make_folder, read_json, write_json
+from opengrm.voting.correctness import label_of
 
 Stage = Literal["data", "collect", "tune", "rl", "fresh", "meta", "evaluate"]
 STAGES: tuple[Stage, ...] = ("data", "collect", "tune", "rl", "fresh", "meta", "evaluate")
+# What has to be there before a stage can do anything.
+_BEFORE: dict[Stage, tuple[Stage, ...]] = {
+    "data": (), "collect": ("data",), "tune": ("data", "collect"), "rl": ("data", "tune"), "fresh": ("data", "rl"),
+    "meta": ("data", "collect", "fresh"), "evaluate": ("data", "rl"),
+}  # fmt: skip
 _BEHIND = "OPENGRM_LAUNCHED"  # set for a launcher: one that starts a single process need not set RANK
 RUN = "spct.json"
 Say = Callable[[str], None]
@@ -69,11 +78,11 @@ def run(
         The folder.
 
     Raises:
-        UsageError: the folder holds a run with another configuration, the data cannot be used, or held-out
-            conversations are trained on.
+        UsageError: the folder holds a run with another configuration, the data cannot be used, held-out
+            conversations are trained on, or held-out single responses cannot be shown.
         EngineError, BadRow: from the stages.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     launched = is_launched()
     record = _begin(config, folder, about or {}, write=not launched)
     for stage in stages:
@@ -81,6 +90,9 @@ def run(
         if stage in done:
             say(f"{stage}: done already")
             continue
+        needed = (*_BEFORE[stage], *(["meta"] if stage == "evaluate" and config.evaluation.needs_meta else []))
+        if missing := [before for before in needed if before not in done]:
+            raise UsageError(f"stage {stage} needs {' and '.join(missing)} first: leave out --stage, or name them too")
         started = time.monotonic()
         say(f"{stage} ...")
         if stage in config.launch and not launched:
@@ -106,87 +118,101 @@ def run(
 
 def is_launched() -> bool:
     """Whether this is a process of one launched stage: the run that launched it keeps spct.json and the report."""
-    return _BEHIND in os.environ or "RANK" in os.environ
+    return _BEHIND in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _begin(config: Config, folder: Path, about: Mapping[str, Any], *, write: bool) -> dict[str, Any]:
-    asked = {key: value for key, value in asdict(config).items() if key != "launch"}
-    asked = _plain(asked)
+    """The run's record, made if there is none. A run that goes on may have other launchers and another engine."""
+    asked = json.loads(json.dumps(asdict(config)))
     record = read_json(folder / RUN)
     if record is None:
         record = {"config": asked, **about, "stages": {}}
         if write:
             write_json(folder / RUN, record)
-    elif record["config"] != asked:
-        other = sorted(_differing(record["config"], asked))
+    if not isinstance(record.get("config"), dict) or not isinstance(record.get("stages"), dict):
+        raise UsageError(f"{folder / RUN}: damaged (no config or stages): restore it, or choose another folder")
+    begun, now = ({k: v for k, v in c.items() if k not in ("launch", "engine")} for c in (record["config"], asked))
+    if other := sorted(differing(begun, now)):
         raise UsageError(
             f"{folder}: holds a run with another configuration ({', '.join(other)}): choose another folder"
         )
     return record
 
 
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _differing(one: Any, other: Any, place: str = "") -> Iterator[str]:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in {**one, **other}:
-            yield from _differing(one.get(key), other.get(key), f"{place}.{key}" if place else key)
-    elif one != other:
-        yield f"{place} {one!r}, now {other!r}"
-
-
 # --- the stages -------------------------------------------------------------------------------------------------
 
 
 def _data(config: Config, folder: Path, say: Say) -> None:
-    """Write what RubricWorld gives, and see that nothing held out is trained on."""
+    """Write what RubricWorld gives, and see that items have labels and nothing held out is trained on."""
+    (folder / "data").mkdir(exist_ok=True)
+    held_out = HeldOut()
+    for name, source in config.data.test.items():
+        for prompt in _checked_items(config, folder, name, source, say, every=True):
+            held_out.add(prompt)
+    for name, trained in (
+        ("rft", _checked_items(config, folder, "rft", config.data.rft, say, shift=1000 * config.seed)),
+        ("rl", _checked_items(config, folder, "rl", config.data.rl, say, shift=1000 * config.seed)),
+        ("instructions", _instructions(config, folder)),
+    ):
+        if config.data.allow_overlap:
+            deque(trained, maxlen=0)
+        else:
+            refuse_overlap(trained, held_out, f"data.{name}", "set data.allow_overlap")
+
+
+def _checked_items(
+    config: Config, folder: Path, name: str, source: str | World, say: Say, *, shift: int = 0, every: bool = False
+) -> Iterator[Sequence[Message]]:
+    """The conversations of a set, written first if it is RubricWorld's, and its labels checked.
+
+    Args:
+        shift: is added to the seed of a world.
+        every: whether each item must have a label, or only some.
+    """
+    path = _items_path(config, folder, name)
+    if isinstance(source, World):
+        try:
+            write_rows(path, (item.to_json() for item in source.items(shift)))
+        except ValueError as error:
+            raise UsageError(f"data {name}: {error}") from None
+    if every:
+        evaluation.check_shown(read_items(path), _forms(config), f"data.test.{name}, {path}")
+    labels: dict[str, tuple[str, float | None]] = {}
+    for item in read_items(path):
+        label = label_of(item)
+        if labels.setdefault(item.id, (item.key, label)) != (item.key, label):
+            raise UsageError(f"{path}: the id {item.id!r} is used for two items, or for two labels of one")
+        yield item.prompt
+    missing = sum(label is None for _, label in labels.values())
+    if missing and (every or missing == len(labels)):
+        raise UsageError(f"{path}: {missing:,} items have no label of the best response (or of a single one)")
+    say(f"{name}: {path}")
+
+
+def _instructions(config: Config, folder: Path) -> Iterator[Sequence[Message]]:
+    """What the instruction rows ask; they are written first if they are RubricWorld's, and checked."""
     from opengrm.worlds.instructions import generate_instructions
 
-    (folder / "data").mkdir(exist_ok=True)
-    trained: set[str] = set()
-    for name, source in (("rft", config.data.rft), ("rl", config.data.rl), *config.data.test.items()):
-        held_out = name in config.data.test and source is config.data.test[name]
-        path = _items_path(config, folder, name)
-        if isinstance(source, World):
-            try:
-                write_rows(path, (i.to_json() for i in source.items(0 if held_out else 1000 * config.seed)))
-            except ValueError as error:
-                raise UsageError(f"data {name}: {error}") from None
-        prompts = {_conversation(item) for item in read_items(path)}
-        if held_out and not config.data.allow_overlap and (shared := len(prompts & trained)):
-            raise UsageError(
-                f"{path}: {shared:,} of {len(prompts):,} held-out conversations are also trained on; leave them out,"
-                " or set data.allow_overlap"
-            )
-        if not held_out:
-            trained |= prompts
-        say(f"{name}: {path}")
     tasks = config.data.instructions
-    if isinstance(tasks, str):
-        rft.count_rows(tasks)  # a malformed row is told now, not after the sampling
+    if tasks is None:
+        return
+    path = folder / "data" / "instructions.jsonl" if isinstance(tasks, Tasks) else Path(tasks)
     if isinstance(tasks, Tasks):
         rows = generate_instructions(tasks.count, seed=tasks.seed + 1000 * config.seed, tasks=tasks.tasks)
         try:
-            write_rows(folder / "data" / "instructions.jsonl", rows)
+            write_rows(path, rows)
         except ValueError as error:
             raise UsageError(f"data instructions: {error}") from None
-
-
-def _conversation(item: Item) -> str:
-    """A hash of the conversation, whatever its case and spacing."""
-    return content_hash([[m.role, " ".join(m.content.casefold().split())] for m in item.prompt])
+    for where, row in read_rows(path):
+        rft.check_example(where, row)  # a malformed row is told now, not after the sampling
+        yield conversation(row["prompt"])
 
 
 def _collect(config: Config, folder: Path, say: Say) -> None:
-    told = _Pace(say)
+    told = Pace(say)
     sampler = config.rft.sampler or config.base
     figures = rft.collect_stage(
-        _items_path(config, folder, "rft"), folder / "rft", sampler, lambda: config.engine.open(sampler),
+        _items_path(config, folder, "rft"), folder / "rft", sampler, lambda: config.open(sampler),
         _forms(config), config.rft.collect,
         on_progress=lambda there, planned, kept: told(f"{there:,} of {planned:,} judgments, {kept:,} kept"),
     )  # fmt: skip
@@ -194,13 +220,13 @@ def _collect(config: Config, folder: Path, say: Say) -> None:
 
 
 def _tune(config: Config, folder: Path, say: Say) -> None:
-    told = _Pace(say)
+    told = Pace(say)
     instructions = config.data.instructions
     path = folder / "data" / "instructions.jsonl" if isinstance(instructions, Tasks) else instructions
-    settings = replace(config.rft.sft, seed=config.rft.sft.seed + config.seed)
+    settings = replace(config.rft.sft, seed=config.rft.sft.seed + config.seed, **_loading(config))
     rft.tune_stage(
         config.base, folder / "rft", None if path is None else Path(path), settings,
-        share=config.rft.instruction_share,
+        share=config.rft.instruction_share, template=_template_name(config),
         on_step=lambda step, last: told(f"step {step}/{settings.steps}  loss {last.get('loss', float('nan')):.3f}"),
     )  # fmt: skip
 
@@ -210,25 +236,36 @@ def _rl(config: Config, folder: Path, say: Say, *, choose_only: bool = False) ->
     if config.rl.reference is not None:
         model = _checkpoint(config, folder, config.rl.reference)
         sampling = Sampling(temperature=config.rl.reference_temperature, max_tokens=config.rl.grpo.max_tokens)
-        reference = rl.Reference(lambda: config.engine.open(model), sampling, folder / "rl" / "reference.ledger.db")
+        reference = rl.Reference(lambda: config.open(model), sampling, folder / "rl" / "reference.ledger.db")
     rl.train(
         list(read_items(_items_path(config, folder, "rl"))), _checkpoint(config, folder, "rft"), folder / "rl",
-        replace(config.rl.grpo, seed=config.rl.grpo.seed + config.seed), template=get_template(config.template),
-        reference=reference, choose_only=choose_only, say=say,
+        replace(config.rl.grpo, seed=config.rl.grpo.seed + config.seed, **_loading(config)),
+        template=get_template(config.template), reference=reference, choose_only=choose_only, say=say,
     )  # fmt: skip
+
+
+def _loading(config: Config) -> dict[str, Any]:
+    """What every stage that loads a model to train it has to know of it."""
+    return {"chat_template_kwargs": config.chat_template_kwargs, "trust_remote_code": config.trust_remote_code}
 
 
 def _fresh(config: Config, folder: Path, say: Say) -> None:
     if not config.meta.fresh:
         return
-    items = list(read_items(_items_path(config, folder, "rft")))
-    engine = config.engine.open(_checkpoint(config, folder, "rl"))
+    engine = config.open(_checkpoint(config, folder, "rl"))
     (folder / "meta").mkdir(exist_ok=True)
     try:
         with Ledger(folder / "meta" / "fresh.ledger.db") as ledger:
             sampling = config.rft.collect.sampling
-            judged = evaluation.judge_all(items, engine, _forms(config), sampling, config.meta.fresh, ledger)
-            say(f"{sum(len(judgments) for _, judgments in judged):,} fresh judgments")
+            forms, made = _forms(config), 0
+            for form in (forms.joint, forms.single):
+                if form is None:
+                    continue
+                every = read_items(_items_path(config, folder, "rft"))
+                items = (item for item in every if (item.n == 1) == (form is forms.single))
+                judge = GRM(engine, form, sampling, ledger=ledger)
+                made += sum(len(judgments) for _, judgments in judge.judge(items, config.meta.fresh))
+            say(f"{made:,} fresh judgments")
     finally:
         engine.close()
 
@@ -237,7 +274,7 @@ def _meta(config: Config, folder: Path, say: Say) -> None:
     from opengrm.templates.meta import MetaTemplate, default_meta_template
     from opengrm.training.meta_rm import train_meta
 
-    told = _Pace(say)
+    told = Pace(say)
     named = config.meta.template
     template = MetaTemplate(named) if named else default_meta_template(_forms(config).joint.name)
     ledgers = [folder / "rft" / rft.LEDGER, folder / "meta" / "fresh.ledger.db"]
@@ -252,6 +289,7 @@ def _meta(config: Config, folder: Path, say: Say) -> None:
     train_meta(
         judgments(), items, _checkpoint(config, folder, config.meta.base), folder / "meta", template,
         replace(config.meta.train, seed=config.meta.train.seed + config.seed),
+        trust_remote_code=config.trust_remote_code,
         on_progress=lambda done, steps, note: told(f"step {done}/{steps}  {note}"),
     )  # fmt: skip
 
@@ -260,15 +298,20 @@ def _evaluate(config: Config, folder: Path, say: Say) -> None:
     sets = {name: list(read_items(_items_path(config, folder, name))) for name in config.data.test}
     models = {name: _checkpoint(config, folder, name) for name in config.evaluation.models}
     meta_rm = folder / "meta" / "model"
+    if config.evaluation.needs_meta and not meta_rm.exists():
+        raise UsageError(f"{meta_rm} is not there, and evaluation.guided asks for it")
 
     def open_meta(ledger: Ledger, stack: ExitStack) -> Any:
         from opengrm.judges.meta import open_meta_rm
 
-        return open_meta_rm(str(meta_rm), None, ledger, stack)
+        return open_meta_rm(
+            str(meta_rm), None, ledger, stack, device=config.engine.device, dtype=config.engine.dtype,
+            trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
 
     found = evaluation.evaluate(
-        models, sets, config.engine.open, _forms(config), folder / "evaluation", config.evaluation,
-        open_meta=open_meta if meta_rm.exists() else None, say=say,
+        models, sets, config.open, _forms(config), folder / "evaluation", config.evaluation,
+        open_meta=open_meta if config.evaluation.needs_meta else None, say=say,
     )  # fmt: skip
     write_json(folder / evaluation.RESULT, found)
 
@@ -290,21 +333,17 @@ def _forms(config: Config) -> Forms:
     return forms_of(get_template(config.template))
 
 
+def _template_name(config: Config) -> str | None:
+    """The name that goes into a trained model's config.json; None for a user's own file."""
+    template = get_template(config.template)
+    return template.name if built_in(template) else None
+
+
 def _checkpoint(config: Config, folder: Path, name: str) -> str:
     """The folder of "base", "rft" or "rl"; any other name is a model's own."""
-    if name == "base":
-        find_model(config.base)
-        return config.base
-    return str({"rft": folder / "rft" / "model", "rl": folder / "rl"}.get(name, name))
-
-
-class _Pace:
-    """Lets a line through every few seconds."""
-
-    def __init__(self, say: Say, seconds: float = 20.0) -> None:
-        self._say, self._seconds, self._last = say, seconds, time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        if time.monotonic() - self._last >= self._seconds:
-            self._last = time.monotonic()
-            self._say(line)
+    if name not in ("rft", "rl"):
+        return config.base if name == "base" else name
+    path = {"rft": folder / "rft" / "model", "rl": folder / "rl"}[name]
+    if not (path / "config.json").exists():
+        raise UsageError(f"{path}: the model of stage {name} is not there any more: restore it, or begin anew")
+    return str(path)

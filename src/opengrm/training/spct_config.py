@@ -7,15 +7,18 @@ for a user is in docs/spct.md.
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from opengrm.engines import Engine, EngineKind, Sampling, open_engine
+from opengrm.engines import Engine, Sampling, open_engine
 from opengrm.errors import MissingExtra, UsageError
 from opengrm.items import Item
+from opengrm.templates import FILE_ENDINGS, get_template
+from opengrm.templates.forms import forms_of
 from opengrm.training import rl
 from opengrm.training.evaluation import EvaluationSettings
 from opengrm.training.meta_rm import MetaSettings
@@ -74,6 +77,10 @@ class Tasks:
 
     __pydantic_config__ = _STRICT
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}, expected at least 1")
+
 
 @dataclass(frozen=True)
 class Data:
@@ -104,7 +111,7 @@ class EngineSettings:
         batch, device, dtype, options: as for `engines.open_engine`.
     """
 
-    kind: EngineKind = "transformers"
+    kind: Literal["transformers", "vllm", "openvino"] = "transformers"
     batch: int | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -112,11 +119,11 @@ class EngineSettings:
 
     __pydantic_config__ = _STRICT
 
-    def open(self, model: str) -> Engine:
-        """The engine of one checkpoint."""
-        return open_engine(
-            self.kind, model, batch=self.batch, device=self.device, dtype=self.dtype, engine_options=self.options
-        )
+    def __post_init__(self) -> None:
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch is {self.batch}, expected at least 1")
+        if self.options and self.kind != "vllm":
+            raise ValueError(f"options are arguments of vllm.LLM, {self.kind} takes none")
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,13 @@ class RFT:
 
     __pydantic_config__ = _STRICT
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.instruction_share < 1:
+            raise ValueError(f"instruction_share is {self.instruction_share}, expected 0 or more and less than 1")
+        if self.sampler == "":
+            raise ValueError("sampler is empty: leave it out to sample the base")
+        _ = self.collect  # checks what it is made of
+
     @property
     def collect(self) -> CollectSettings:
         """The settings of the first half."""
@@ -168,6 +182,11 @@ class RL:
 
     __pydantic_config__ = _STRICT
 
+    def __post_init__(self) -> None:
+        if self.reference == "":
+            raise ValueError("reference is empty: leave it out to keep what is too easy")
+        Sampling(self.reference_temperature)  # checks it
+
 
 @dataclass(frozen=True)
 class Meta:
@@ -182,10 +201,14 @@ class Meta:
 
     base: str = "base"
     fresh: int = 3
-    template: str | None = None
+    template: Literal["meta", "meta-compact"] | None = None
     train: MetaSettings = field(default_factory=MetaSettings)
 
     __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.fresh < 0:
+            raise ValueError(f"fresh is {self.fresh}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -195,8 +218,12 @@ class Config:
     Attributes:
         base: "nano-base", a folder, or a hub id.
         data: what is read.
-        template: prompt family, a joint form ("grm", "compact", "compact+no-principles", or a user's file).
+        template: prompt family, a joint form ("grm", "compact", "compact+no-principles", "compact-judge", or a user's
+            file). A template that names the best takes no held-out single responses; in training they are dropped.
         seed: of training, and of generated training data.
+        chat_template_kwargs: variables of the models' chat template, e.g. {"enable_thinking": False}: of every prompt
+            that is sampled, learned or evaluated. Judge with the same ones.
+        trust_remote_code: run code that comes with a checkpoint.
         engine, rft, rl, meta, evaluation: the stages.
         launch: stage name to launcher command, for "tune", "rl" and "meta".
     """
@@ -205,6 +232,8 @@ class Config:
     data: Data
     template: str = "grm"
     seed: int = 0
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
     engine: EngineSettings = field(default_factory=EngineSettings)
     rft: RFT = field(default_factory=RFT)
     rl: RL = field(default_factory=RL)
@@ -214,19 +243,38 @@ class Config:
 
     __pydantic_config__ = _STRICT
 
+    def open(self, model: str) -> Engine:
+        """The engine of one checkpoint, as `[engine]` says."""
+        engine = self.engine
+        return open_engine(
+            engine.kind, model, batch=engine.batch, device=engine.device, dtype=engine.dtype,
+            engine_options=engine.options, chat_template_kwargs=self.chat_template_kwargs or None,
+            trust_remote_code=self.trust_remote_code,
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
+        if not self.base:
+            raise ValueError("base is empty: name a model")
         if unknown := sorted(set(self.launch) - set(LAUNCHED)):
-            raise UsageError(f"launch {', '.join(unknown)}: expected {', '.join(LAUNCHED)}")
+            raise ValueError(f"launch {', '.join(unknown)}: expected {', '.join(LAUNCHED)}")
+        for stage, command in self.launch.items():
+            try:
+                if not shlex.split(command):
+                    raise ValueError("it is empty")
+            except ValueError as error:
+                raise ValueError(f"launch {stage}: {command!r} is no command: {error}") from None
         if not self.data.test:
-            raise UsageError("data.test is empty: name at least one held-out set")
+            raise ValueError("data.test is empty: name at least one held-out set")
         for name in self.data.test:
             # It becomes a file's name, beside those of what is trained on.
             if name in ("rft", "rl", "instructions") or not re.fullmatch(r"[\w-]+", name):
-                raise UsageError(f"data.test.{name}: choose another name: letters, digits, - and _, not rft or rl")
+                raise ValueError(f"data.test.{name}: choose another name: letters, digits, - and _, not rft or rl")
+        if not (self.rft.hinted or self.rft.non_hinted or self.data.instructions):
+            raise ValueError("rft: neither hinted nor non_hinted samples and no instructions: nothing to learn from")
 
 
 def read_config(path: str | Path, *, seed: int | None = None) -> Config:
-    """Read a TOML file; a relative path of data in it is meant from the file's folder.
+    """Read a TOML file; a relative path of data or a template in it is meant from the file's folder.
 
     Args:
         path: the file.
@@ -242,7 +290,7 @@ def read_config(path: str | Path, *, seed: int | None = None) -> Config:
         raise MissingExtra("reading a run's configuration", "train") from None
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -250,23 +298,31 @@ def read_config(path: str | Path, *, seed: int | None = None) -> Config:
     try:
         config = TypeAdapter(Config).validate_python(table)
     except ValidationError as error:
-        first = error.errors()[0]
-        # A union's branches are named in brackets or as types: the key is what a person can find in the file.
-        place = ".".join(str(p) for p in first["loc"] if str(p).isidentifier() and not str(p)[0].isupper())
-        raise UsageError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+        # Where a file or a world may stand, a table is meant as a world. A union's branches are named as types or in
+        # brackets: the key is what a person can find in the file.
+        first = next((e for e in error.errors() if "str" not in e["loc"]), error.errors()[0])
+        names = [str(p) for p in first["loc"] if p != "str"]
+        place = ".".join(name for name in names if name.isidentifier() and not name[0].isupper())
+        told = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{path}: {place}: {told}" if place else f"{path}: {told}") from None
     except (UsageError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from None
     config = _from_folder(config, path.parent)
+    try:
+        forms_of(get_template(config.template))
+    except UsageError as error:
+        raise UsageError(f"{path}: template: {error}") from None
     return config if seed is None else replace(config, seed=seed)
 
 
 def _from_folder(config: Config, folder: Path) -> Config:
     def found(source: Any) -> Any:
-        return str(folder / source) if isinstance(source, str) else source
+        return str((folder / source).resolve()) if isinstance(source, str) else source
 
-    data = config.data
+    data, template = config.data, config.template
     return replace(
         config,
+        template=str((folder / template).resolve()) if template.endswith(FILE_ENDINGS) else template,
         data=replace(
             data, rft=found(data.rft), rl=found(data.rl), instructions=found(data.instructions),
             test={name: found(source) for name, source in data.test.items()},

@@ -1,4 +1,4 @@
-"""Trajectories for rejective fine-tuning (paper v3 section 3.2; method notes 3.1): sampled, and kept or dropped.
+"""Trajectories for rejective fine-tuning (paper v3 section 3.2): sampled, and kept or dropped.
 
 `collect` samples judgments and keeps those that are worth learning from:
 
@@ -60,6 +60,8 @@ class CollectSettings:
     def __post_init__(self) -> None:
         if self.n_rft < 1:
             raise ValueError(f"n_rft is {self.n_rft}, expected at least 1")
+        if self.n_rft == 1 and self.non_hinted:
+            raise ValueError("n_rft is 1: an item whose only sample is right would be dropped as too easy")
 
     def planned(self, many: int, single: int) -> int:
         """How many judgments are sampled of `many` items of n >= 2 and `single` ones of n = 1."""
@@ -74,7 +76,7 @@ class Tally:
     Attributes:
         items: items that came in.
         not_sampled: items left out before sampling, by reason: "no label", "label out of range" (n = 1: not one that
-            the 0/1 form can give), "template error".
+            the 0/1 form can give), "single response" (the family compares several), "template error".
         judgments: judgments sampled, or found in the ledger.
         kept: judgments kept.
         dropped: judgments dropped, by reason: "incorrect", "too easy", or the kind of a missing one (`judgments.py`).
@@ -127,6 +129,7 @@ class _Pass:
     asked: Template
     learned: Template
     k: int
+    refused: str | None = None  # why none of its items can be sampled
 
 
 def collect(
@@ -185,7 +188,8 @@ def collect(
 def _passes(forms: Forms, settings: CollectSettings) -> Iterator[_Pass]:
     if settings.non_hinted:
         yield _Pass("non-hinted", False, forms.joint, forms.joint, settings.n_rft)
-        yield _Pass("non-hinted", True, forms.single, forms.single, settings.n_rft)
+        alone, refused = forms.single or forms.joint, None if forms.single else "single response"
+        yield _Pass("non-hinted", True, alone, alone, settings.n_rft, refused)
     if settings.hinted:
         if forms.hint is None:
             raise UsageError(f"template {forms.joint.name} has no hinted form: leave hinted samples out")
@@ -198,8 +202,10 @@ def _usable(items: Iterable[Item], part: _Pass, tally: Tally) -> Iterator[Item]:
         if (item.n == 1) != part.single:
             continue
         tally.items += 1
-        label, reason = label_of(item), None
-        if label is None:
+        label, reason = label_of(item), part.refused
+        if reason is not None:
+            pass
+        elif label is None:
             reason = "no label"
         elif part.single and not (part.asked.low <= label <= part.asked.high and label == int(label)):
             reason = "label out of range"

@@ -1,4 +1,4 @@
-"""The one rule of what is correct (paper v3 Eq. 10, DESIGN rule 1), for RFT, RL, the meta RM's labels and evaluation.
+"""The one rule of what is correct (paper v3 Eq. 10, design rule 1), for RFT, RL, the meta RM's labels and evaluation.
 
 The label of an item is one number: for n >= 2 the index of the best response, for n = 1 the true score. Only which
 response is best matters for n >= 2; the order among the others does not. A judgment without scores is never passed

@@ -1,4 +1,4 @@
-"""Means with a 95 % interval, clustered by item (DESIGN rule 6).
+"""Means with a 95 % interval, clustered by item (design rule 6).
 
 Values that belong together (the judgments of one item, the items of one prompt) are one cluster: the standard error
 is the cluster-robust one of a ratio, se^2 = G/(G-1) * sum over clusters g of (sum in g of (x - mean * w))^2 / W^2 with

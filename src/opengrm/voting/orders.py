@@ -1,4 +1,4 @@
-"""Orders: in which order an item's responses are shown, planned for all of its samples at once (DESIGN rule 4).
+"""Orders: in which order an item's responses are shown, planned for all of its samples at once (design rule 4).
 
 `order[p]` is the index of the response shown at position p. All randomness is SHA-256 over the item's key and a
 counter: no global state, the same on every machine, and sample j's order never depends on how many samples follow.

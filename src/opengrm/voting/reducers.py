@@ -6,7 +6,7 @@
               the paper does not say what a tied judgment does: sharing is the expected value of a random pick). For
               n = 1: the most frequent score; if several are equally frequent, their mean.
 
-A judgment without scores has no vote (DESIGN rule 2). The result does not depend on the order of the judgments, and
+A judgment without scores has no vote (design rule 2). The result does not depend on the order of the judgments, and
 totals that differ only by floating-point rounding tie: they are rounded to 12 digits of the largest possible total.
 """
 
@@ -135,7 +135,7 @@ def modes(votes: Votes) -> list[float]:
 
 
 def single_credit(votes: Votes, label: float, how: Reducer) -> float | None:
-    """What the vote on a single response earns against its label: 1 if they are equal, else 0 (DESIGN rule 1).
+    """What the vote on a single response earns against its label: 1 if they are equal, else 0 (design rule 1).
 
     It is the most frequent score that is compared, a tie between values earning its expected credit. A sum or a mean
     of scores is no score: with those, only 0/1 votes decide, against a 0/1 label (the mean cut at 1/2 decides as the

@@ -1,7 +1,7 @@
 """Re-vote recorded judgments: accuracy or correlation at k = 1, 2, ..., K, averaged over subsets of the samples.
 
 Nothing is judged again: an item's K recorded samples are voted on k at a time (`subsets.py`), and every number comes
-with its company (DESIGN rules 1, 2 and 6): both ways of counting ties and missing verdicts, intervals clustered by
+with its company (design rules 1, 2 and 6): both ways of counting ties and missing verdicts, intervals clustered by
 item, ties, parse rate and cost. Ranked items (n >= 2) are in `ranked.py`, single responses in `singles.py`.
 """
 

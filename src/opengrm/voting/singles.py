@@ -1,7 +1,7 @@
 """Votes on single responses at one k: accuracy, and ROC-AUC against 0/1 labels or correlation with others.
 
 A total over valid votes is not comparable between items with different numbers of them, so statistics over items use
-the mean over valid votes for `sum` as for `mean`. Accuracy is the share of items whose vote equals the label (DESIGN
+the mean over valid votes for `sum` as for `mean`. Accuracy is the share of items whose vote equals the label (design
 rule 1): of the most frequent score, a tie between values earning its expected credit (`reducers.single_credit`). An
 item without a verdict earns one half against 0/1 labels and nothing against others, which have no level of chance.
 With `sum` and `mean` accuracy is left out, but for 0/1 scores against 0/1 labels; guided votes are weighted means and

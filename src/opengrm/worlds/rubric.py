@@ -1,4 +1,4 @@
-"""RubricWorld: items with hidden weighted criteria and exact labels (DESIGN section 6).
+"""RubricWorld: items with hidden weighted criteria and exact labels (docs/rubric-world.md).
 
 A query asks for a short text of some kind, about a topic, for an audience. The kind fixes the criteria of weight 5 and
 3, the audience the one of weight 2 (or the kind does, where the audience's is taken). A response's true reward is the
