@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from hostile import HOSTILE
 from instant_engine import InstantEngine
 
 from opengrm.engines.base import Completion, Request, Sampling
+from opengrm.engines.classifier import Classifier, Reading
 from opengrm.errors import EngineError
 from opengrm.items import Item, Message
-from opengrm.judges.cloud import CLoud
+from opengrm.judges.bradley_terry import open_bradley_terry
+from opengrm.judges.cloud import CLoud, open_head
 from opengrm.judges.run import verdicts
 from opengrm.ledger import Ledger
 from opengrm.templates.cloud import CloudTemplate
@@ -31,17 +35,18 @@ def by_seed(request: Request, index: int) -> str:
 class LengthHead:
     """A score for each conversation: the length of the critique; None over 200 characters. Ten tokens each."""
 
+    context = 9
+
     def __init__(self, model: str = "head@1") -> None:
         self.model = model
         self.asked: list[str] = []
 
-    def score(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]:
+    def read(
+        self, conversations: Sequence[Sequence[Message]], prompts: Sequence[Hashable] | None = None
+    ) -> list[Reading]:
         texts = [messages[-1].content for messages in conversations]
         self.asked += texts
-        return [float(len(text)) if len(text) <= 200 else None for text in texts]
-
-    def count_tokens(self, conversations: Sequence[Sequence[Message]]) -> list[int]:
-        return [10] * len(conversations)
+        return [Reading(float(len(t)), 10) if len(t) <= 200 else Reading(None, len(t)) for t in texts]
 
 
 def item(name: str = "q", n: int = 2) -> Item:
@@ -188,7 +193,7 @@ def answers(second: str) -> Callable[[Request, int], str]:
         ("", "stop", "unparsable: the critique is empty"),
         (" \n", "stop", "unparsable: the critique is empty"),
         ("cut", "length", "truncated: the critique did not end within 1 tokens"),
-        ("x" * 201, "stop", "too_long: response 2 and its critique do not fit the head's context"),
+        ("x" * 201, "stop", "too_long: response 2 with its critique has 201 tokens, the model takes 9"),
     ],
 )
 def test_a_missing_critique_is_a_missing_judgment(second: str, finish: str, error: str) -> None:
@@ -226,9 +231,11 @@ def test_a_hostile_response_is_read_as_data(name: str) -> None:
     seen: list[Sequence[Message]] = []
 
     class Recording(LengthHead):
-        def score(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]:
+        def read(
+            self, conversations: Sequence[Sequence[Message]], prompts: Sequence[Hashable] | None = None
+        ) -> list[Reading]:
             seen.extend(conversations)
-            return super().score(conversations)
+            return super().read(conversations, prompts)
 
     engine = InstantEngine(lambda request, index: "[Response 2]\n\\boxed{10}\n" + HOSTILE[name] + "!")
     asked = Item((Message("user", "Q"),), (HOSTILE[name], "fine"), id="q")
@@ -252,7 +259,6 @@ def test_scores_equal_a_forward_pass_by_hand(tmp_path: Path) -> None:
     from test_meta_classifier import build_classifier
     from tiny_models import build_checkpoint, build_tokenizer
 
-    from opengrm.engines.classifier import Classifier
     from opengrm.engines.transformers import TransformersEngine
 
     critic, head = build_checkpoint(tmp_path / "critic", seed=3), build_classifier(tmp_path / "head", "Qwen3")
@@ -290,3 +296,31 @@ def test_scores_equal_a_forward_pass_by_hand(tmp_path: Path) -> None:
                 for p in prompts
             )
             assert judgment.prompt_tokens == asked + read
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"meta_template": "meta"}, "this is a meta RM"),
+        ({"pair_template": "pair"}, "this is a PairRM"),
+        ({"cloud_template": "cloud"}, "this head reads cloud, not compact-cloud"),
+        ({}, None),
+        ({"cloud_template": "compact-cloud"}, None),
+    ],
+)
+def test_a_head_that_reads_something_else_is_refused(tmp_path: Path, named: dict[str, str], said: str | None) -> None:
+    pytest.importorskip("torch")
+    from test_meta_classifier import build_classifier
+
+    folder = build_classifier(tmp_path, "Qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **named}))
+    with ExitStack() as stack:
+        if said is None:
+            assert isinstance(open_head(str(folder), TEMPLATE, stack), Classifier)
+        else:
+            with pytest.raises(EngineError, match=said):
+                open_head(str(folder), TEMPLATE, stack)
+        if "cloud_template" in named:
+            with pytest.raises(EngineError, match="this is a CLoud head, not a Bradley-Terry model"):
+                open_bradley_terry(str(folder), None, stack)

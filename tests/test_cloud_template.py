@@ -12,7 +12,7 @@ from test_injection import compact_blocks, unnumbered_block
 from opengrm.errors import UsageError
 from opengrm.items import Item, Message
 from opengrm.judgments import Judgment
-from opengrm.templates.cloud import FORMS, UNSCORED, CloudTemplate, is_critique, named_template
+from opengrm.templates.cloud import FORMS, UNSCORED, CloudTemplate, is_critique, template_of_head
 
 ONE = Item((Message("user", "Name a prime."),), ("7",), id="q")
 TALK = Item(
@@ -122,7 +122,7 @@ def test_what_it_refuses() -> None:
 
 def test_forms_have_versions_and_heads_name_their_form(tmp_path: Path) -> None:
     assert CloudTemplate("cloud").version != CloudTemplate("compact-cloud").version
-    assert named_template(tmp_path) is None
+    assert template_of_head(tmp_path) is None
     for value, wanted in (("compact-cloud", "compact-cloud"), ("other", None), (["cloud"], None)):
         (tmp_path / "config.json").write_text(json.dumps({"cloud_template": value}))
-        assert named_template(tmp_path) == wanted
+        assert template_of_head(tmp_path) == wanted

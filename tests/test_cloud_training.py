@@ -71,6 +71,8 @@ def test_the_loss_of_numbers() -> None:
     assert [float(value) for value in found] == pytest.approx(wanted, rel=1e-5)
     # A head of its own: no LM part, whatever the logits.
     assert float(joint_loss(torch.tensor(scores), logits_BKV, labels_BT, 0)[0]) == pytest.approx(sum(bt) / 2)
+    # Nothing to learn is 0, not 0/0.
+    assert float(joint_loss(torch.tensor(scores), logits_BKV, torch.full_like(labels_BT, -100), 1.25)[2]) == 0
     # Micro-batches of one pair add up to the step's loss.
     parts = [
         joint_loss(torch.tensor(scores)[part], logits_BKV[part], labels_BT[part], 1.25, 2, 5)[0]
@@ -164,8 +166,20 @@ def test_a_template_that_writes_before_an_answer_is_learned_with_it() -> None:
     )
 
 
+@pytest.mark.parametrize("critique", ["<think>hm</think>fine", "fine <tool_call>"])
+def test_broken_markers_are_not_learned(critique: str) -> None:
+    """The head reads them fenced, as all text; the critic is not to write them so."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>", "<tool_call>"])
+    tokenizer.chat_template = CHATML + "{# <think> </think> <tool_call> #}"
+    whole, learned, _ = spelled(tokenizer, Encoder(tokenizer, 0).encode(TEMPLATE, item("q").only(0), critique))
+    assert critique not in whole
+    assert critique in whole.replace("\u200b", "")
+    assert learned == ""
+
+
 def test_a_plain_form_without_ends_learns_one_behind_what_the_head_reads() -> None:
-    from opengrm.training.sft import give_chat_template
+    from opengrm.training.checkpoint import give_chat_template
 
     tokenizer = build_tokenizer()
     tokenizer.chat_template = None
@@ -371,6 +385,7 @@ def test_the_critic_learns_the_oracles_critiques_in_one_epoch(tmp_path: Path) ->
     found = critic_stage(
         base,
         tmp_path / "run",
+        TEMPLATE,
         SFTSettings(learning_rate=1e-3, batch=8),
         on_step=lambda s, all, last: told.append((s, all)),
     )
@@ -411,7 +426,8 @@ def test_two_ordinary_folders_with_the_trained_models_outputs(
         assert torch.allclose(critic(**probe).logits[held], trained["logits_BKV"][held], atol=1e-4)
         assert torch.allclose(head(**probe).logits[:, 0], trained["scores_B"], atol=1e-4)
     assert not any("score" in name for name in critic.state_dict())
-    assert head.config.cloud_template == "compact-cloud"
+    assert (critic.config.opengrm_template, head.config.cloud_template) == ("compact-cloud", "compact-cloud")
+    assert critic.generation_config.eos_token_id == 2
     assert head.config.num_labels == 1
     # It learned what the critiques say, from zero.
     rows = lines(folder / "joint" / "metrics.jsonl")
@@ -475,6 +491,33 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         load = {"critic": transformers.AutoModelForCausalLM, "head": transformers.AutoModelForSequenceClassification}
         one, other = (load[name].from_pretrained(f / "model" / name).state_dict() for f in (whole, killed))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_killed_before_its_summary_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, killed = prepared(tmp_path / "whole"), prepared(tmp_path / "killed")
+    report = joint_stage(whole, TEMPLATE, settings())
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cloud, "_write_folders", kill)
+        with pytest.raises(Killed):
+            joint_stage(killed, TEMPLATE, settings())
+    again = joint_stage(killed, TEMPLATE, settings())
+    assert again == {**report, "resumed_from": 12}
+    one, other = (
+        transformers.AutoModelForSequenceClassification.from_pretrained(folder / "model" / "head").state_dict()
+        for folder in (whole, killed)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_diverges_leaves_no_model(tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "run")
+    with pytest.raises(EngineError, match="training diverged"):
+        joint_stage(folder, TEMPLATE, settings(learning_rate=1e30, max_grad_norm=1e30, steps=3, warmup=0.0))
+    assert not (folder / "model").exists()
 
 
 def test_micro_batches_and_checkpointing_change_nothing(tmp_path: Path) -> None:
@@ -556,7 +599,7 @@ def test_from_items_to_verdicts(run: Run, tmp_path: Path) -> None:  # noqa: F811
     write_rows(tmp_path / "i.jsonl", rows)
     words = (
         "train", "cloud", tmp_path / "i.jsonl", "-o", tmp_path / "run", "--model", "nano-base", "--critic-batch", 4,
-        "--critic-steps", 2, "--critic-lr", 1e-3, "--batch", 4, "--steps", 2, "--lr", 1e-4, "--held-out", 0.3,
+        "--critic-steps", 2, "--critic-lr", 1e-3, "--batch", 4, "--steps", 2, "--lr", 1e-4, "--dev-share", 0.3,
         "--max-tokens", 96, "--temperature", 1, "-q",
     )  # fmt: skip
     first = run(*words, "--stop-after", "critic", "--json")
@@ -612,7 +655,7 @@ def test_from_items_to_verdicts(run: Run, tmp_path: Path) -> None:  # noqa: F811
         (("train", "cloud", "ITEMS", "-o", "OUT", "--model", "nano-base", "-q"), "give items a list 'critiques'"),
         (("train", "cloud", "ITEMS", "-o", "OUT", "--model", "nano-base", "--oracle-url", "u"), "go with --oracle"),
         (("train", "cloud", "ITEMS", "-o", "OUT", "--model", "nano-base", "--base-url", "u"), "goes with --engine"),
-        (("train", "cloud", "ITEMS", "-o", "OUT", "--model", "nano-base", "--held-out", "1"), "held-out share"),
+        (("train", "cloud", "ITEMS", "-o", "OUT", "--model", "nano-base", "--dev-share", "1"), "held-out share"),
     ],
 )  # fmt: skip
 def test_calls_that_cannot_be(run: Run, tmp_path: Path, words: tuple[str, ...], said: str) -> None:  # noqa: F811

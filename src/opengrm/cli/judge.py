@@ -85,8 +85,8 @@ def judge(
         typer.Option(
             "--judge",
             help="The kind of judge: grm (pointwise generative), llm (names the best of several responses),"
-            " tokenprob (pairs, by the probability of the answer's token); those that opengrm train makes with a"
-            " head: cloud (a critique, then a score), bt (Bradley-Terry), pair (PairRM).",
+            " tokenprob (pairs, by the probability of the answer's token), cloud (a critique, then a head);"
+            " scalar ones, that opengrm train makes: bt (Bradley-Terry), pair (PairRM).",
             rich_help_panel=MODEL,
         ),
     ] = "grm",
@@ -251,9 +251,8 @@ def judge(
         "engine_options": key_values("--engine-option", engine_option or []),
     }  # fmt: skip
     given = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
-    chosen = choose_judge(
-        by, Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given, head)
-    )
+    options = Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given, head)
+    chosen = choose_judge(by, options)
     rule = voting_rule(
         reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
     )

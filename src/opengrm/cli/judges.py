@@ -121,6 +121,37 @@ def _comparing(options: Options, kind: type[LLMJudge], check: Callable[[Template
     return Chosen(PARADIGMS[kind.paradigm], f"template {template.name}", shown, open_judge)
 
 
+def _cloud(options: Options) -> Chosen:
+    from opengrm.cli.defaults import default_sampling
+    from opengrm.judges.base import PARADIGMS
+    from opengrm.judges.cloud import CLoud, open_head
+    from opengrm.templates.cloud import CloudTemplate, template_of_head
+
+    critic, head = options.model, options.head
+    if head is None:
+        folder = Path(options.model)
+        if not (folder / "critic").is_dir() or not (folder / "head").is_dir():
+            raise UsageError(
+                f"{folder}: holds no critic/ and head/, as opengrm train cloud writes; or give --model and --head"
+            )
+        critic, head = str(folder / "critic"), str(folder / "head")
+    template = CloudTemplate(options.template or template_of_head(head) or "cloud")
+    sampling = default_sampling(
+        template, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+    )
+    reading = {key: options.engine[key] for key in ("device", "dtype", "trust_remote_code") if key in options.engine}
+    writing = dict(options.engine)
+    if writing.get("kind") == "openai":  # a server has its own: these are the head's
+        for key in reading:
+            del writing[key]
+
+    def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
+        read = open_head(head, template, stack, **reading)
+        return CLoud(_engine(replace(options, model=critic, engine=writing), stack), read, template, sampling, ledger)
+
+    return Chosen(PARADIGMS["cloud"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
+
+
 def _bt(options: Options) -> Chosen:
     from opengrm.judges.base import PARADIGMS
     from opengrm.judges.bradley_terry import open_bradley_terry, shown
@@ -173,39 +204,6 @@ def _classifier_settings(name: str, options: Options) -> dict[str, Any]:
         raise UsageError(f"{', '.join(refused)}: for judges that write text; judge {name} reads one logit, in process")
     found = {key: engine[key] for key in ("device", "dtype", "trust_remote_code") if key in engine}
     return found if engine.get("batch") is None else {**found, "max_batch": engine["batch"]}
-
-
-def _cloud(options: Options) -> Chosen:
-    from opengrm.cli.defaults import default_sampling
-    from opengrm.judges.base import PARADIGMS
-    from opengrm.judges.cloud import CLoud
-    from opengrm.templates.cloud import CloudTemplate, named_template
-
-    critic, head = options.model, options.head
-    if head is None:
-        folder = Path(options.model)
-        if not (folder / "critic").is_dir() or not (folder / "head").is_dir():
-            raise UsageError(
-                f"{folder}: holds no critic/ and head/, as opengrm train cloud writes; or give --model and --head"
-            )
-        critic, head = str(folder / "critic"), str(folder / "head")
-    template = CloudTemplate(options.template or named_template(head) or "cloud")
-    sampling = default_sampling(
-        template, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
-    )
-    # With the critic behind a server, device and precision are the head's.
-    here = {name: options.engine[name] for name in ("device", "dtype", "trust_remote_code") if name in options.engine}
-    behind = dict.fromkeys(here, "auto") | {"trust_remote_code": False}
-    away = options.engine["kind"] == "openai"
-    writing = replace(options, model=critic, engine={**options.engine, **behind} if away else options.engine)
-
-    def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
-        from opengrm.engines.classifier import Classifier
-
-        read = stack.enter_context(Classifier(head, **here))
-        return CLoud(_engine(writing, stack), read, template, sampling, ledger)
-
-    return Chosen(PARADIGMS["cloud"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
 
 
 def rendered(template: Template, item: Item) -> tuple[Message, ...]:

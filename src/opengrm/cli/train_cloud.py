@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import JsonOut, OnBad, bad_rows
+from opengrm.cli.options import HeldOutFiles, JsonOut, OnBad, bad_rows
 from opengrm.cli.progress import growing
 from opengrm.errors import UsageError
 
@@ -35,7 +34,7 @@ def cloud(
     model: Annotated[str, typer.Option(help='The base to train: "nano-base", a folder or a hub id.')],
     template: Annotated[
         Literal["auto", "cloud", "compact-cloud"],
-        typer.Option(help="The critique prompt. auto: compact-cloud for nano, else cloud."),
+        typer.Option(help="The critique prompt. auto: what fits the base."),
     ] = "auto",
     oracle: Annotated[
         str | None,
@@ -83,8 +82,8 @@ def cloud(
     ] = 96,
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.", rich_help_panel=FOURTH)] = 1.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of epochs.", rich_help_panel=FOURTH)] = None,
-    held_out: Annotated[
-        float, typer.Option(help="Share of conversations held out for accuracy.", rich_help_panel=FOURTH)
+    dev_share: Annotated[
+        float, typer.Option(help="Share of conversations kept back to measure on.", rich_help_panel=FOURTH)
     ] = 0.1,
     micro_batch: Annotated[int, typer.Option(min=1, help="Pairs a forward pass and device.", rich_help_panel=RUN)] = 2,
     max_length: Annotated[
@@ -102,6 +101,7 @@ def cloud(
     stop_after: Annotated[
         Last | None, typer.Option(help="Stop there; the same command without it goes on.", rich_help_panel=RUN)
     ] = None,
+    held_out: HeldOutFiles = None,
     on_bad: OnBad = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
     as_json: JsonOut = False,
@@ -119,20 +119,22 @@ def cloud(
     On several GPUs sample in one process and train in many: --stop-after oracle, then accelerate launch with
     --stop-after critic, then --stop-after critiques in one process, then accelerate launch without.
     """
+    from opengrm.cli.defaults import default_template
     from opengrm.engines.base import Sampling
-    from opengrm.engines.checkpoints import is_embedded
     from opengrm.engines.fingerprint import fingerprint
     from opengrm.templates.cloud import CloudTemplate
     from opengrm.training import cloud as stages
     from opengrm.training.critiques import Writer, oracle_stage, own_stage
+    from opengrm.training.overlap import check_files
     from opengrm.training.sft import SFTSettings
+    from opengrm.training.stage import is_main
 
     if oracle is None and (oracle_url or oracle_engine != "transformers"):
         raise UsageError("--oracle-engine and --oracle-url go with --oracle")
     if engine != "openai" and base_url:
         raise UsageError("--base-url goes with --engine openai")
-    shown = CloudTemplate("compact-cloud" if is_embedded(model) else "cloud") if template == "auto" else None
-    shown = shown or CloudTemplate(template)
+    family = "compact-cloud" if default_template(model).startswith("compact") else "cloud"
+    shown = CloudTemplate(family if template == "auto" else template)
     longest = max_tokens or (256 if shown.compact else 1024)
     try:
         fine_tuning = SFTSettings(
@@ -142,7 +144,7 @@ def cloud(
         )  # fmt: skip
         settings = stages.CloudSettings(
             learning_rate=learning_rate, lm_weight=lm_weight, batch=batch, epochs=epochs, steps=steps,
-            micro_batch=min(micro_batch, batch), max_length=max_length, dev_share=held_out,
+            micro_batch=min(micro_batch, batch), max_length=max_length, dev_share=dev_share,
             checkpointing=checkpointing, save_every=save_every, seed=seed, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     except ValueError as error:
@@ -158,21 +160,22 @@ def cloud(
 
         return Writer(name, open_engine, Sampling(temperature=heat, max_tokens=longest))
 
+    check_files([items], held_out or [])
     skipped = bad_rows(on_bad)
     skip = skipped if on_bad == "skip" else None
-    quiet = quiet or int(os.environ.get("RANK", "0")) != 0
+    quiet = quiet or not is_main()
     report: dict[str, Any] = {}
     with growing("oracle", quiet=quiet) as show:
         asked = None if oracle is None else writer(oracle, oracle_engine, oracle_url or [], oracle_temperature, oracle)
         report["oracle"] = oracle_stage(
-            items, output / stages.ORACLE, shown, asked, dev_share=held_out, on_bad=skip,
+            items, output / stages.ORACLE, shown, asked, dev_share=dev_share, on_bad=skip,
             on_progress=lambda there, planned: show(there, planned, ""),
         )  # fmt: skip
     skipped.report()
     if stop_after != "oracle":
         with growing("critic", quiet=quiet) as show:
             report["critic"] = stages.critic_stage(
-                model, output, fine_tuning, steps=critic_steps,
+                model, output, shown, fine_tuning, steps=critic_steps,
                 on_step=lambda step, total, last: show(step, total, _note(last)),
             )  # fmt: skip
     if stop_after not in ("oracle", "critic"):
@@ -190,7 +193,7 @@ def cloud(
             )
     if as_json:
         print(json.dumps({**report, "skipped_rows": skipped.count}, ensure_ascii=False))
-    elif not quiet:
+    elif is_main():
         print("\n".join(_sentences(report, output)), file=sys.stderr)
 
 

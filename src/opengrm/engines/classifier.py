@@ -51,7 +51,7 @@ class Classifier:
 
     Attributes:
         context: most tokens of a conversation; None where the model's configuration does not say.
-        meta_template, pair_template: what the configuration says that the model reads, where it says so.
+        meta_template, pair_template, cloud_template: what the configuration says that the model reads, where it does.
         truncates: whether it was trained on conversations whose beginning was cut to fit.
 
     Args:
@@ -122,6 +122,7 @@ class Classifier:
         self._identity = f"{name}@{fingerprint(folder)}" + (f"-{computed}" if computed != "float32" else "")
         self.meta_template: str | None = _named(loaded.config, "meta_template")
         self.pair_template: str | None = _named(loaded.config, "pair_template")
+        self.cloud_template: str | None = _named(loaded.config, "cloud_template")
         self.truncates = getattr(loaded.config, "truncates", None) is True
 
     @property
@@ -163,10 +164,6 @@ class Classifier:
         for batch in self._batches(sorted(fitting, key=self._order(fitting, prompt_of))):
             logits.update(zip(batch, self._logits(batch, [prompt_of[ids] for ids in batch]), strict=True))
         return [Reading(logits.get(ids), len(ids)) for ids in encoded]
-
-    def count_tokens(self, conversations: Sequence[Sequence[Message]]) -> list[int]:
-        """Tokens of each conversation, as `score` reads it."""
-        return [len(self._dialogue.encode(messages)) for messages in conversations]
 
     def close(self) -> None:
         """Let go of the weights. The classifier cannot be used afterwards."""

@@ -101,13 +101,19 @@ def open_bradley_terry(model: str, ledger: Ledger | None, stack: ExitStack, **op
         options: of `engines.classifier.Classifier`.
 
     Raises:
-        EngineError: it cannot be loaded, or is a meta RM or a PairRM.
+        EngineError: it cannot be loaded, or is a meta RM, a PairRM or a CLoud head.
     """
     from opengrm.engines.classifier import Classifier
 
     classifier = Classifier(model, **options)
     stack.callback(classifier.close)
-    if classifier.meta_template or classifier.pair_template:
-        kind, use = ("a meta RM", "--meta") if classifier.meta_template else ("a PairRM", "--judge pair")
+    others = (
+        (classifier.meta_template, "a meta RM", "--meta"),
+        (classifier.pair_template, "a PairRM", "--judge pair"),
+        (classifier.cloud_template, "a CLoud head", "--judge cloud"),
+    )
+    for named, kind, use in others:
+        if named is None:
+            continue
         raise EngineError(f"{model}: this is {kind}, not a Bradley-Terry model: use it with {use}")
     return BradleyTerry(classifier, ledger)

@@ -12,19 +12,24 @@ the sample's index.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opengrm.engines.base import Completion, Engine, Request, Sampling
+from opengrm.errors import EngineError
 from opengrm.items import Item, Message, content_hash
 from opengrm.judges.base import OnJudgment
 from opengrm.judges.grm import _joined, _Sample
+from opengrm.judges.repeated import too_long
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
 from opengrm.templates.cloud import UNSCORED, CloudTemplate
+
+if TYPE_CHECKING:
+    from opengrm.engines.classifier import Reading
 
 Judged = tuple[Item, list[Judgment]]
 
@@ -35,9 +40,35 @@ class Head(Protocol):
     @property
     def model(self) -> str: ...
 
-    def score(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]: ...
+    @property
+    def context(self) -> int | None: ...
 
-    def count_tokens(self, conversations: Sequence[Sequence[Message]]) -> list[int]: ...
+    def read(
+        self, conversations: Sequence[Sequence[Message]], prompts: Sequence[Hashable] | None = None
+    ) -> list[Reading]: ...
+
+
+def open_head(model: str, template: CloudTemplate, stack: ExitStack, **options: Any) -> Head:
+    """Load a head; `stack` lets go of it.
+
+    Args:
+        model: a folder or a hub id.
+        template: what it is to read.
+        stack: closes the classifier.
+        options: of `engines.classifier.Classifier`.
+
+    Raises:
+        EngineError: it cannot be loaded, or was trained to read something else.
+    """
+    from opengrm.engines.classifier import Classifier
+
+    classifier = stack.enter_context(Classifier(model, **options))
+    for named, kind in ((classifier.meta_template, "a meta RM"), (classifier.pair_template, "a PairRM")):
+        if named is not None:
+            raise EngineError(f"{model}: this is {kind}, not a head that reads critiques")
+    if classifier.cloud_template not in (None, template.name):
+        raise EngineError(f"{model}: this head reads {classifier.cloud_template}, not {template.name}")
+    return classifier
 
 
 @dataclass(frozen=True)
@@ -150,13 +181,11 @@ class CLoud:
             for _, sample in work
             if errors[sample.key] is None
         }
-        conversations = [conversation for of_sample in read.values() for conversation in of_sample]
-        logits, tokens = iter(self.head.score(conversations)), iter(self.head.count_tokens(conversations))
+        readings = iter(self.head.read([conversation for of_sample in read.values() for conversation in of_sample]))
         found: dict[str, Judgment] = {}
         for item, sample in work:
-            count = len(read.get(sample.key, ()))
-            scores = list(islice(logits, count))
-            found[sample.key] = self._judgment(item, sample, scores, sum(islice(tokens, count)), errors[sample.key])
+            own = [next(readings) for _ in read.get(sample.key, ())]
+            found[sample.key] = self._judgment(item, sample, own, errors[sample.key])
         return found
 
     def _error(self, sample: _Sample) -> str | None:
@@ -172,12 +201,11 @@ class CLoud:
         error = self.template.parse(completion.text, 1).error
         return None if error == UNSCORED else error
 
-    def _judgment(
-        self, item: Item, sample: _Sample, logits: Sequence[float | None], read: int, error: str | None
-    ) -> Judgment:
-        scores = tuple(logit for logit in logits if logit is not None)
+    def _judgment(self, item: Item, sample: _Sample, readings: Sequence[Reading], error: str | None) -> Judgment:
+        scores = tuple(reading.logit for reading in readings if reading.logit is not None)
         if error is None and len(scores) < item.n:
-            error = f"too_long: response {logits.index(None) + 1} and its critique do not fit the head's context"
+            place, longest = max(enumerate(readings, start=1), key=lambda pair: pair[1].tokens)
+            error = too_long(f"response {place} with its critique", longest, self.head.context)
         completions = [sample.completions[part] for part in range(len(sample.prompts))]
         text = _joined([c.text for c in completions])
         return Judgment(
@@ -193,7 +221,8 @@ class CLoud:
             template=self._name,
             temperature=self.sampling.temperature,
             seed=sample.seed(0),
-            prompt_tokens=sum(c.prompt_tokens for c in completions) + read,
+            prompt_tokens=sum(c.prompt_tokens for c in completions)
+            + sum(reading.tokens for reading in readings if reading.logit is not None),
             completion_tokens=sum(c.completion_tokens for c in completions),
             extra={"sampling": {"top_p": self.sampling.top_p, "max_tokens": self.sampling.max_tokens}},
         )

@@ -155,7 +155,7 @@ def is_critique(judgment: Judgment) -> bool:
     return judgment.error == UNSCORED
 
 
-def named_template(head: str | Path) -> str | None:
+def template_of_head(head: str | Path) -> str | None:
     """The form that a head was trained on, by its config.json ("cloud_template"); None where that does not say.
 
     A hub id is not looked up.

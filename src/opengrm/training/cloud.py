@@ -45,13 +45,13 @@ import numpy as np
 from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.jsonl import read_rows
 from opengrm.templates.cloud import CloudTemplate
-from opengrm.training.checkpoint import remove
+from opengrm.training.checkpoint import check_weights, end_token, remove, write_checkpoint
 from opengrm.training.cloud_examples import Collator, Encoder, measured, read_pairs
 from opengrm.training.critiques import CRITIQUES, ROWS
 from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
 from opengrm.training.rft import count_rows, digest
 from opengrm.training.sft import IGNORED, SFTSettings, _quietly, _reporter, draws, train
-from opengrm.training.stage import PATIENCE, begin, read_json, write_json
+from opengrm.training.stage import PATIENCE, begin, check_finite, has_bfloat16, read_json, write_json
 
 ORACLE, CRITIC, OWN, JOINT, MODEL, HEAD = "oracle", "critic", "critiques", "joint", "model", "head"
 SETTINGS, METRICS, CHECKPOINTS, RAW, SUMMARY = "settings.json", "metrics.jsonl", "checkpoints", "raw", "train.json"
@@ -104,9 +104,10 @@ class CloudSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
+        check_finite(self)
         if not self.learning_rate > 0 or not self.epochs > 0 or not 0 <= self.warmup < 1:
             raise ValueError("learning rate and epochs must be above 0, warm-up 0 or more and less than 1")
-        if not 0 <= self.lm_weight < math.inf:
+        if self.lm_weight < 0:
             raise ValueError(f"lm_weight is {self.lm_weight}, expected 0 or more")
         if not 0 <= self.dev_share < 1:
             raise ValueError(f"the held-out share is {self.dev_share}, expected 0 or more and less than 1")
@@ -117,14 +118,20 @@ CRITIC_SETTINGS = SFTSettings(learning_rate=5e-6, batch=96, warmup=0.1)
 
 
 def critic_stage(
-    model: str | Path, output: Path, settings: SFTSettings = CRITIC_SETTINGS, *, steps: int | None = None,
+    model: str | Path,
+    output: Path,
+    template: CloudTemplate,
+    settings: SFTSettings = CRITIC_SETTINGS,
+    *,
+    steps: int | None = None,
     on_step: OnStep | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Fine-tune a base to write the oracle's critiques: `output/critic/model` and its figures.
 
     Args:
         model: the base: "nano-base", a folder, or a hub id.
         output: the run's folder, with `oracle/rows.jsonl` in it.
+        template: what it learns to answer, for its config.json.
         settings: of the fine-tuning, but for the steps.
         steps: optimizer steps; None is one epoch, the authors' way.
         on_step: called after each step.
@@ -135,7 +142,7 @@ def critic_stage(
     steps = steps or max(1, round(count_rows(rows) / settings.batch))
     return train(
         model, lambda: (row for _, row in read_rows(rows)), output / CRITIC, replace(settings, steps=steps),
-        data_key=digest(rows), on_step=_counted(on_step, steps),
+        data_key=digest(rows), template=template.name, on_step=_counted(on_step, steps),
     )  # fmt: skip
 
 
@@ -165,7 +172,7 @@ def joint_stage(
     begun = {
         "critiques": digest(output / OWN / CRITIQUES),
         "template": f"{template.name}@{template.version}",
-        **{k: v for k, v in asdict(settings).items() if k not in ("micro_batch", "checkpointing", "log_every")},
+        **asdict(settings),
     }
     begin(folder / SETTINGS, begun)
     done = read_json(folder / SUMMARY)
@@ -222,7 +229,7 @@ def _train(
         warmup_steps=math.ceil(settings.warmup * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=has_bfloat16(),
         **lean,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
@@ -255,7 +262,12 @@ def _train(
     last = last_checkpoint(folder / CHECKPOINTS)
     if state.is_main_process:
         cut_metrics(folder / METRICS, step_of(last))
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if last is not None and step_of(last) >= steps:  # killed between its last step and its summary
+        trainer._load_from_checkpoint(str(last))
+        trainer.state = transformers.TrainerState.load_from_json(str(last / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    check_weights(model)
 
     # 4. The two folders, and what they are worth on conversations they have not seen.
     trainer.save_model(str(folder / RAW))
@@ -305,6 +317,9 @@ def with_head(critic: Path, *, trust_remote_code: bool = False) -> tuple[Any, An
     model.score = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False)
     torch.nn.init.zeros_(model.score.weight)
     float_head(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the same critique has one reward, as in `scalar.py`
 
     def forward(self: Any, input_ids: Any, attention_mask: Any, last_B: Any, keep: int) -> dict[str, Any]:
         outputs = type(self).forward(
@@ -341,7 +356,7 @@ def joint_loss(
     total = functional.cross_entropy(
         logits_BKV[:, :-1].flatten(0, 1).float(), targets_BK.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-    lm = total / ((targets_BK != IGNORED).sum() if tokens is None else tokens)
+    lm = total / max((targets_BK != IGNORED).sum() if tokens is None else tokens, 1)
     return bt + lm_weight * lm, bt, lm
 
 
@@ -395,23 +410,25 @@ def _ends(trainer: Any) -> list[dict[str, float]]:
 
 
 def _write_folders(output: Path, tokenizer: Any, template: CloudTemplate, *, joint: bool, code: bool) -> None:
-    """`output/model` with its two folders, whole or not at all: the backbone in the base's precision."""
+    """`output/model` with its two folders, whole or not at all; backbones are in the base's precision."""
     import torch
     import transformers
 
+    from opengrm.engines.checkpoints import for_transformers_4
+
     raw, critic, part = output / JOINT / RAW, output / CRITIC / "model", output / f".{MODEL}.part"
     options: dict[str, Any] = {"trust_remote_code": code, "local_files_only": True}
-    dtype = transformers.AutoConfig.from_pretrained(critic, **options).dtype
-    precision = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     remove(part)
+    part.mkdir()
     logging: Any = transformers.utils.logging
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # each of the two leaves the other's head out: no news
     try:
         if joint:
-            network: Any = transformers.AutoModelForCausalLM.from_pretrained(raw, dtype=precision, **options)
-            network.save_pretrained(part / CRITIC)
-            tokenizer.save_pretrained(part / CRITIC)
+            write_checkpoint(
+                raw, part / CRITIC,
+                base=critic, tokenizer=tokenizer, end=end_token(tokenizer), template=template.name, options=options,
+            )  # fmt: skip
         else:
             shutil.copytree(critic, part / CRITIC)
         head, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -421,11 +438,13 @@ def _write_folders(output: Path, tokenizer: Any, template: CloudTemplate, *, joi
         logging.set_verbosity(told)
     if report["missing_keys"]:
         raise EngineError(f"{critic}: {type(head).__name__} has no head named 'score', so it cannot be a CLoud head")
-    weight = head.score.weight.detach().clone()
-    head = head.to(precision)
+    weight, config = head.score.weight.detach().clone(), transformers.AutoConfig.from_pretrained(critic, **options)
+    head = head.to(torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32)
     head.score.weight = torch.nn.Parameter(weight)  # float32 whatever the backbone is
+    head.config.use_cache = getattr(config, "use_cache", True)
     head.config.cloud_template = template.name
     head.save_pretrained(part / HEAD)
     tokenizer.save_pretrained(part / HEAD)
+    for_transformers_4(part / HEAD)
     remove(output / MODEL)
     os.replace(part, output / MODEL)

@@ -20,7 +20,8 @@ from opengrm.items import Item, item_from_json
 from opengrm.jsonl import read_rows
 from opengrm.templates.cloud import CloudTemplate
 from opengrm.training.checkpoint import end_token
-from opengrm.training.critiques import Critiqued, conversation_hash, given_critiques, held_out
+from opengrm.training.critiques import Critiqued, conversation_hash, given_critiques
+from opengrm.training.scalar_examples import held_out
 from opengrm.training.sft import IGNORED
 from opengrm.voting.correctness import credit
 from opengrm.voting.intervals import share_interval
@@ -32,7 +33,7 @@ class Example(NamedTuple):
     Attributes:
         ids: all of it, at least up to the token that ends the critique.
         last: where the head reads: the last token of the conversation that is not padding.
-        start, stop: the critique's tokens with the end of the turn, ids[start:stop].
+        start, stop: what is learned, ids[start:stop]: the critique's tokens with the end of the turn, or nothing.
     """
 
     ids: Any
@@ -52,7 +53,9 @@ class Encoder:
     """Conversations of prompt and critique as token ids, as `engines.classifier.Classifier` reads them.
 
     The critique's tokens are all that stands behind what the critic's prompt has in common with the conversation: also
-    an empty thought that the chat template puts in front of an answer.
+    an empty thought that the chat template puts in front of an answer. A critique that spells a thought's or a tool
+    call's marker is read with the marker broken up, as all text under judgment is; it is not learned, since the critic
+    is not to write it so.
     """
 
     def __init__(self, tokenizer: Any, pad: int) -> None:
@@ -72,7 +75,9 @@ class Encoder:
         ends = [i for i in range(start, len(ids)) if ids[i] == self._end]
         if not ends:  # a plain form writes no end of a turn: it is learned behind the place where the head reads
             ids, ends = (*ids, self._end), [len(ids)]
-        return Example(np.array(ids, dtype=np.int32), last, start, ends[-1] + 1)
+        fenced = [self._dialogue.fence(critique, special_only=only) for only in (False, True)]
+        stop = ends[-1] + 1 if fenced[0] == fenced[1] else start
+        return Example(np.array(ids, dtype=np.int32), last, start, stop)
 
 
 def read_pairs(
@@ -97,7 +102,7 @@ def read_pairs(
         critiques, label = given_critiques(item), item.label
         assert critiques is not None
         assert label is not None
-        if held_out(item, dev_share):
+        if held_out(conversation_hash(item), dev_share):
             dev.append((item, critiques))
             continue
         examples = [

@@ -32,6 +32,7 @@ from opengrm.reading import read_located_items
 from opengrm.templates.base import Template
 from opengrm.templates.cloud import CloudTemplate, is_critique
 from opengrm.training.rft import digest
+from opengrm.training.scalar_examples import held_out
 from opengrm.training.stage import begin, read_json, write_json
 
 SETTINGS, LEDGER, SUMMARY = "settings.json", "ledger.db", "critiques.json"
@@ -90,7 +91,7 @@ def oracle_stage(
         return done
 
     def learned(item: Item) -> bool:
-        return not held_out(item, dev_share)
+        return not held_out(conversation_hash(item), dev_share)
 
     counts, missing = _count(items, learned, on_bad), Counter[str]()
     if oracle is None:
@@ -168,13 +169,8 @@ def given_critiques(item: Item) -> list[str | None] | None:
 
 
 def conversation_hash(item: Item) -> str:
-    """Hash of the conversation that the item continues."""
+    """Hash of the conversation that the item continues: neither critic nor head learns from one that is held out."""
     return content_hash([[m.role, m.content] for m in item.prompt])
-
-
-def held_out(item: Item, share: float) -> bool:
-    """Whether the item is for measuring: neither critic nor head learns from it, nor from others of its prompt."""
-    return int(conversation_hash(item)[:8], 16) < share * 2**32
 
 
 def _begin(
