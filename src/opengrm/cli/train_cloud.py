@@ -85,14 +85,16 @@ def cloud(
     dev_share: Annotated[
         float, typer.Option(help="Share of conversations kept back to measure on.", rich_help_panel=FOURTH)
     ] = 0.1,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Pairs a forward pass and device.", rich_help_panel=RUN)] = 2,
+    micro_batch: Annotated[
+        int, typer.Option(min=1, help="Pairs of one forward pass on a device.", rich_help_panel=RUN)
+    ] = 2,
     max_length: Annotated[
         int, typer.Option(min=1, help="Longest example in tokens; longer ones are left out.", rich_help_panel=RUN)
     ] = 8192,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Less memory, more time.", rich_help_panel=RUN)
     ] = False,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps a checkpoint.", rich_help_panel=RUN)] = 100,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=RUN)] = 100,
     seed: Annotated[int, typer.Option(help="Of the shuffles.", rich_help_panel=RUN)] = 0,
     device: Annotated[str, typer.Option(help="For --engine transformers.", rich_help_panel=RUN)] = "auto",
     trust_remote_code: Annotated[
