@@ -45,7 +45,7 @@ def cloud(
         list[str] | None, typer.Option(help="Its servers, for openai.", rich_help_panel=FIRST)
     ] = None,
     oracle_temperature: Annotated[float, typer.Option(min=0.0, help="Its sampling.", rich_help_panel=FIRST)] = 0.0,
-    critic_lr: Annotated[
+    critic_learning_rate: Annotated[
         float, typer.Option(help="Peak (the authors': 5e-6, for 8B).", rich_help_panel=SECOND)
     ] = 5e-6,
     critic_steps: Annotated[
@@ -66,9 +66,7 @@ def cloud(
         int | None,
         typer.Option(min=1, help="Longest critique. Default: 1024; 256 for compact-cloud.", rich_help_panel=THIRD),
     ] = None,
-    learning_rate: Annotated[
-        float, typer.Option("--lr", help="Peak (the authors': 1e-6).", rich_help_panel=FOURTH)
-    ] = 1e-6,
+    learning_rate: Annotated[float, typer.Option(help="Peak (the authors': 1e-6).", rich_help_panel=FOURTH)] = 1e-6,
     lm_weight: Annotated[
         float,
         typer.Option(
@@ -140,7 +138,7 @@ def cloud(
     longest = max_tokens or (256 if shown.compact else 1024)
     try:
         fine_tuning = SFTSettings(
-            learning_rate=critic_lr, batch=critic_batch, micro_batch=min(2 * micro_batch, critic_batch),
+            learning_rate=critic_learning_rate, batch=critic_batch, micro_batch=min(2 * micro_batch, critic_batch),
             max_length=max_length, warmup=stages.CRITIC_SETTINGS.warmup, checkpointing=checkpointing,
             save_every=save_every, seed=seed, trust_remote_code=trust_remote_code,
         )  # fmt: skip
