@@ -1,13 +1,13 @@
 """RewardBench's own runner on a Bradley-Terry model of ours, row by row beside our own scores.
 
-    python3 -m venv rb && rb/bin/pip install "torch>=2.6" rewardbench==0.1.4
+    python3 -m venv rb && rb/bin/pip install "torch>=2.6" "setuptools<81" rewardbench==0.1.4
     python benchmarks/rewardbench_runner.py bt/model rewardbench.jsonl --python rb/bin/python
 
-The package pins transformers 4.51, so it runs in an environment of its own, whose interpreter `--python` names. Rows
-have RewardBench's columns (`prompt`, `chosen`, `rejected`). Its runner is called as its users call it (`rewardbench
---load_json --not_quantized ...`); where there is no GPU its pipeline, which moves every batch to "cuda", is told "cpu"
-instead, and that is all that is changed. It scores in float32, by default one row a batch: it pads on the left, and we
-do not pad at all.
+The package pins transformers 4.51 (and imports pkg_resources, which setuptools has dropped), so it runs in an
+environment of its own, whose interpreter `--python` names. Rows have RewardBench's columns (`prompt`, `chosen`,
+`rejected`). Its runner is called as its users call it (`rewardbench --load_json --not_quantized ...`); where there is
+no GPU its pipeline, which moves every batch to "cuda", is told "cpu" instead, and that is all that is changed. It
+scores in float32, by default one row a batch: it pads on the left, and we do not pad at all.
 
 Written are the largest and mean difference of the scores, the accuracy of both, and on how many rows they name another
 winner. Rows that are longer than the model's context are left out and counted.
