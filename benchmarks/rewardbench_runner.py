@@ -132,7 +132,12 @@ def main() -> None:
         "mean_difference": sum(differences) / len(differences), "seconds": own_seconds, "their_seconds": seconds,
     }  # fmt: skip
     notes = {"their_environment": versions(args.python), "scores": "ours are rounded to 4 decimals"}
-    write_result(args.output, headline=headline, rows=rows, notes=notes)
+    limit = "" if args.limit is None else f" --limit {args.limit}"
+    # By names alone: where the model, the rows and the environment lie is nobody's business.
+    command = (
+        f"python benchmarks/rewardbench_runner.py MODEL {args.rows.name} --python PYTHON{limit} --batch {args.batch}"
+    )
+    write_result(args.output, headline=headline, rows=rows, notes=notes, command=command)
     print(headline, file=sys.stderr)
 
 
