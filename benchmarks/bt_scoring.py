@@ -12,7 +12,7 @@ them, in turn for several rounds:
 
 The model is a random Qwen3 (what it computes does not matter for time) with the embedded models' tokenizer, or
 `--model`. The numbers quoted are medians of the rounds; `max_difference` is the largest difference of a score to plain
-scoring, before rounding.
+scoring, before rounding; `tokens` are the conversations' own, for the plain way with padding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def make_items(count: int, prompt_words: int, seed: int) -> list[Any]:
     from opengrm.worlds.rubric import generate_items
 
     rng = random.Random(seed)
-    pool = list(generate_items(count * 4, seed=seed, n=8))
+    pool = list(generate_items(count * 4, seed=seed, n=6))
     texts = [response for item in pool for response in item.responses]
     items = []
     for number in range(count):

@@ -1,13 +1,13 @@
 """RewardBench's own runner on a Bradley-Terry model of ours, row by row beside our own scores.
 
-    python3 -m venv rb && rb/bin/pip install "torch>=2.6" rewardbench==0.1.4
+    python3 -m venv rb && rb/bin/pip install "torch>=2.6" "setuptools<81" rewardbench==0.1.4
     python benchmarks/rewardbench_runner.py bt/model rewardbench.jsonl --python rb/bin/python
 
-The package pins transformers 4.51, so it runs in an environment of its own, whose interpreter `--python` names. Rows
-have RewardBench's columns (`prompt`, `chosen`, `rejected`). Its runner is called as its users call it (`rewardbench
---load_json --not_quantized ...`); where there is no GPU its pipeline, which moves every batch to "cuda", is told "cpu"
-instead, and that is all that is changed. It scores in float32, by default one row a batch: it pads on the left, and we
-do not pad at all.
+The package pins transformers 4.51 (and imports pkg_resources, which setuptools has dropped), so it runs in an
+environment of its own, whose interpreter `--python` names. Rows have RewardBench's columns (`prompt`, `chosen`,
+`rejected`). Its runner is called as its users call it (`rewardbench --load_json --not_quantized ...`); where there is
+no GPU its pipeline, which moves every batch to "cuda", is told "cpu" instead, and that is all that is changed. It
+scores in float32, by default one row a batch: it pads on the left, and we do not pad at all.
 
 Written are the largest and mean difference of the scores, the accuracy of both, and on how many rows they name another
 winner. Rows that are longer than the model's context are left out and counted.
@@ -132,7 +132,12 @@ def main() -> None:
         "mean_difference": sum(differences) / len(differences), "seconds": own_seconds, "their_seconds": seconds,
     }  # fmt: skip
     notes = {"their_environment": versions(args.python), "scores": "ours are rounded to 4 decimals"}
-    write_result(args.output, headline=headline, rows=rows, notes=notes)
+    limit = "" if args.limit is None else f" --limit {args.limit}"
+    # By names alone: where the model, the rows and the environment lie is nobody's business.
+    command = (
+        f"python benchmarks/rewardbench_runner.py MODEL {args.rows.name} --python PYTHON{limit} --batch {args.batch}"
+    )
+    write_result(args.output, headline=headline, rows=rows, notes=notes, command=command)
     print(headline, file=sys.stderr)
 
 

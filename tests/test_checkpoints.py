@@ -163,6 +163,7 @@ def test_a_folder_says_also_what_transformers_4_reads(tmp_path: Path) -> None:
         for_transformers_4(tmp_path)
         assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
             "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|a|>"], "eos_token": "</s>",
+            "model_input_names": ["input_ids", "attention_mask"],
         }  # fmt: skip
         assert json.loads((tmp_path / "config.json").read_text()) == {
             "model_type": "llama", "rope_parameters": scaled, "rope_theta": 5e5,

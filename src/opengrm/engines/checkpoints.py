@@ -124,13 +124,15 @@ def for_transformers_4(folder: Path) -> None:
 
     transformers 5 names a tokenizer without a class of its own TokenizersBackend, lists its further special tokens
     under another key, and keeps the rotary embedding's base in `rope_parameters`. Version 4 would refuse the first
-    two, and without a word take its default for the third. Version 5 reads both.
+    two, and without a word take its default for the third; its tokenizers of no class of their own would also give
+    token types, which decoders refuse. Version 5 reads both.
     """
     path = folder / "tokenizer_config.json"
     if path.exists():
         tokenizer = json.loads(path.read_text(encoding="utf-8"))
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
             tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+            tokenizer.setdefault("model_input_names", ["input_ids", "attention_mask"])
         if isinstance(tokenizer.get("extra_special_tokens"), list):
             tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
         path.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
