@@ -27,7 +27,7 @@ install: $(VENV)/.installed-dev
 
 # For example: make demo DEMO="--count 40"
 demo: $(VENV)/.installed
-	$(BIN)/opengrm demo --out demo $(DEMO)
+	$(BIN)/opengrm demo --output demo $(DEMO)
 
 test: $(VENV)/.installed-dev lint types
 	$(TEST_THREADS) $(BIN)/python -m pytest -n 2

@@ -219,8 +219,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4 steps, nothing is compared with anything quoted")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "rl-step.json")
     args = parser.parse_args()
-    if args.quick:
-        args.steps = 4
+    if args.quick:  # nothing to quote, so nothing to keep
+        args.steps, args.output = 4, Path(tempfile.mkdtemp()) / "rl-step.json"
     from opengrm.reports.results import write_result
 
     rows = run(args)

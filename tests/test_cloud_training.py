@@ -599,7 +599,8 @@ def test_from_items_to_verdicts(run: Run, tmp_path: Path) -> None:  # noqa: F811
     write_rows(tmp_path / "i.jsonl", rows)
     words = (
         "train", "cloud", tmp_path / "i.jsonl", "-o", tmp_path / "run", "--model", "nano-base", "--critic-batch", 4,
-        "--critic-steps", 2, "--critic-lr", 1e-3, "--batch", 4, "--steps", 2, "--lr", 1e-4, "--dev-share", 0.3,
+        "--critic-steps", 2, "--critic-learning-rate", 1e-3, "--batch", 4, "--steps", 2, "--learning-rate", 1e-4,
+        "--dev-share", 0.3,
         "--max-tokens", 96, "--temperature", 1, "-q",
     )  # fmt: skip
     first = run(*words, "--stop-after", "critic", "--json")

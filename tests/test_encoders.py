@@ -113,13 +113,13 @@ def test_a_new_head_is_zero_and_dropout_off(tmp_path: Path, family: str) -> None
     model, tokenizer, _ = classifier(encoder(tmp_path / "base", family), False)
     model.train()
     inputs = tokenizer("yes no yes", return_tensors="pt")
-    assert float(model(**inputs).logits) == 0.0
+    assert model(**inputs).logits.item() == 0.0
     found = head_of(model)
     assert found is not None
     path, head = found
     assert path == ("classifier" if family == "Bert" else "classifier.out_proj")
     torch.nn.init.normal_(head.weight)
-    assert float(model(**inputs).logits) == float(model(**inputs).logits)
+    assert model(**inputs).logits.item() == model(**inputs).logits.item()
     assert context_length(model) == (64 if family == "Bert" else 63)
     kept, _, _ = classifier(encoder(tmp_path / "rm", family, head=True), False)
     assert head_of(kept)[1].weight.abs().sum() > 0  # type: ignore[index]  # a reward model goes on with its head
@@ -158,13 +158,26 @@ def test_pair_rm_on_an_encoder(tmp_path: Path) -> None:
 def test_the_meta_rm_on_an_encoder(tmp_path: Path) -> None:
     items = {f"q{i}": Item(turns(f"query {i}"), ("a", "b"), best=0, id=f"q{i}") for i in range(40)}
     judgments = [
-        Judgment(name, scores, sample=s, key=f"{name}-{s}", order=(0, 1), text=("yes", "no")[s], template="compact@1")
+        Judgment(
+            name,
+            scores,
+            sample=s,
+            key=f"{name}-{s}",
+            order=(0, 1),
+            text=("yes " * 16, "no " * 16)[s],
+            template="compact",
+        )
         for name in items
         for s, scores in enumerate([(9.0, 1.0), (1.0, 9.0)])
     ]
     template = MetaTemplate("meta-compact")
     report = train_meta(
-        judgments, items, encoder(tmp_path / "base"), tmp_path / "meta", template, MetaSettings(**TRAIN)
+        judgments,
+        items,
+        encoder(tmp_path / "base"),
+        tmp_path / "meta",
+        template,
+        MetaSettings(**{**TRAIN, "steps": 40}),
     )
     assert report["dev"]["accuracy"]["mean"] > 0.9
     with Classifier(tmp_path / "meta" / "model") as reader:

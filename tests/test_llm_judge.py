@@ -124,7 +124,7 @@ def test_rft_keeps_what_is_correct_and_counts_single_responses(tmp_path: Path) -
 def test_rl_drops_and_counts_single_responses() -> None:
     given = [item("q", best=0), item("one", 1, rewards=(1.0,)), item("list", 4, best=3), item("open")]
     found = usable_items(given, forms_of(COMPACT))
-    assert found.items == (given[0], given[2])
+    assert found.places == (0, 2)
     assert found.dropped == {"single response": 1, "no label": 1}
 
 

@@ -115,7 +115,7 @@ def test_bradley_terry_loss_and_gradient_by_hand() -> None:
     given = torch.tensor(scores, requires_grad=True)
     arguments = (torch.tensor(margins), torch.tensor(weights_G))
     found = bradley_terry_loss(given, *arguments, center_coefficient=center)
-    assert float(found) == pytest.approx(sum(by_hand) / 2, rel=1e-6)
+    assert found.item() == pytest.approx(sum(by_hand) / 2, rel=1e-6)
     # Two micro-batches of a step of two add up to its mean.
     parts = [
         bradley_terry_loss(torch.tensor(scores[s]), torch.tensor(margins[s]), torch.tensor(weights_G[s]), 2)
@@ -139,7 +139,7 @@ def test_pair_loss_and_gradient_by_hand() -> None:
     ]
     given = torch.tensor(logits, requires_grad=True)
     found = pair_loss(given, torch.tensor(weights_G))
-    assert float(found) == pytest.approx(sum(by_hand) / 2, rel=1e-6)
+    assert found.item() == pytest.approx(sum(by_hand) / 2, rel=1e-6)
     found.backward()
     assert given.grad[0].tolist() == pytest.approx([-(1 - sigmoid(1.5)) / 4, sigmoid(0.25) / 4], rel=1e-5)
 

@@ -194,6 +194,22 @@ def test_collect_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
+def test_parts_collected_apart_are_brought_together(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    """docs/spct.md: parts collected on several machines, their ledgers exported and imported into the whole run's."""
+    with Ledger(tmp_path / "whole.db") as ledger:
+        collect(ITEMS, InstantEngine(by_seed), FORMS, tmp_path / "whole.jsonl", ledger=ledger)
+    for name, part in (("a", ITEMS[:70]), ("b", ITEMS[70:])):
+        with Ledger(tmp_path / f"{name}.db") as ledger:
+            collect(part, InstantEngine(by_seed), FORMS, tmp_path / f"{name}.kept.jsonl", ledger=ledger)
+        assert run("ledger", "export", tmp_path / f"{name}.db", "-o", tmp_path / f"{name}.jsonl").code == 0
+        assert run("ledger", "import", tmp_path / f"{name}.jsonl", tmp_path / "run.db").code == 0
+    engine = InstantEngine(by_seed)
+    with Ledger(tmp_path / "run.db", create=False) as ledger:
+        collect(ITEMS, engine, FORMS, tmp_path / "run.jsonl", ledger=ledger)
+    assert engine.asked == 0
+    assert (tmp_path / "run.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def test_switches(tmp_path: Path) -> None:
     out = tmp_path / "k.jsonl"
     for settings, origins, asked in (

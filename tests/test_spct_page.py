@@ -67,8 +67,8 @@ def files(*, world: bool = True) -> dict[str, Any]:
             "versions": {"python": "3.11.9", "torch": "2.8.0"},
             "machine": {"cpu": "A processor", "cores": 2},
             "commit": "0123abcd",
-            "stages": {"rft": {"seconds": 640.0}, "rl": {"seconds": 3720.0}, "meta": {"seconds": 95.5},
-                       "evaluation": {"seconds": 6000.0, "judgments": 120_000}},
+            "stages": {"tune": {"seconds": 640.0}, "rl": {"seconds": 3720.0}, "meta": {"seconds": 95.5},
+                       "evaluate": {"seconds": 6000.0}},
         },
         "rft/collect.json": {"kept": 2987, "non-hinted": half, "hinted": hinted},
         "rft/train.json": {"trajectories": 2987, "instructions": 17_213, "examples": 20_200, "too_long": 0,
@@ -168,7 +168,7 @@ def test_a_whole_run_is_told(tmp_path: Path) -> None:
         "3,456", "544", "5,000,000",  # RL
         "73.2 [71.2, 75.2]", "81.2 [79.2, 83.2]", "held-out judgments 571", "2,897",  # meta RM
         "83.4", "41.2",  # process
-        "45.0", "0.0500", "62 min", "11 min", "judgments 120,000", "tokens 5,000,000",  # cost
+        "45.0", "0.0500", "62 min", "11 min", "Rejective fine-tuning", "tokens 5,000,000",  # cost
         "rl.learning_rate 0.0002", "config.rft.n_rft 3", "torch 2.8.0", "commit 0123abcd",
     ):  # fmt: skip
         assert number in text, number

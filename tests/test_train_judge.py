@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from test_cli import Run, lines, run
 
 from opengrm.errors import BadRow, UsageError
 from opengrm.items import Item, Message
-from opengrm.judgments import Judgment
+from opengrm.judgments import Judgment, own_order
 from opengrm.templates.compact import Compact
-from opengrm.worlds.judge_rows import judge_rows, named_best
+from opengrm.worlds.judge_rows import comparisons, judge_rows, named_best
+from opengrm.worlds.process import measure
+from opengrm.worlds.rubric import generate_items
+from opengrm.worlds.teacher import FLAWLESS
 
 __all__ = ["run"]
 
@@ -71,6 +75,33 @@ def test_ties_are_drawn_among_the_top_evenly_and_always_the_same() -> None:
     assert set(counts) == {"\\boxed{1}", "\\boxed{3}"}
     assert 150 < counts["\\boxed{1}"] < 250
     assert texts == [named_best(judged((3.0, 7.0, 7.0), order=(1, 0, 2), key=str(i))) for i in range(400)]
+
+
+def test_comparisons_are_true_and_the_same_for_a_seed() -> None:
+    rows = list(comparisons(200, seed=3))
+    assert rows[:50] == list(comparisons(50, seed=3)) != list(comparisons(50, seed=4))
+    sizes = Counter[int]()
+    for row in rows:
+        sums = [int(part) for part in row["prompt"].removeprefix("Compare ").removesuffix(".").split(", ")]
+        sizes[len(sums)] += 1
+        *lines, box = row["completion"].split("\n")
+        assert lines == [f"[{i}] = {total}" for i, total in enumerate(sums, 1)]
+        scores = Compact("compact-judge").parse(box, len(sums)).scores
+        assert scores is not None
+        assert [s == 1 for s in scores] == [total == max(sums) for total in sums]
+    assert set(sizes) == {2, 3, 4, 5, 6}
+    assert sizes[2] > 120
+
+
+def test_process_measures_read_the_judges_form() -> None:
+    item = next(iter(generate_items(1, seed=5)))
+    text = FLAWLESS.judge(random.Random(1), item, (1, 0), Compact())
+    scores = Compact().parse(text, 2).scores or ()
+    named = named_best(Judgment(item.id, own_order(scores, (1, 0)), order=(1, 0), text=text, key="k")) or ""
+    found = measure(item, (1, 0), named, Compact("compact-judge"))
+    assert (found.readable, found.correct, found.sound) == (True, True, True)
+    other = named[:-2] + ("1}" if named[-2] == "2" else "2}")
+    assert measure(item, (1, 0), other, Compact("compact-judge")).correct is False
 
 
 # --- training ---------------------------------------------------------------------------------------------------

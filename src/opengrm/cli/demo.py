@@ -60,7 +60,7 @@ class Plan:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files that it writes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files that it writes.")] = Path("demo"),
     count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many pairs to judge.")] = Plan.count,
     k: Annotated[int, typer.Option("-k", min=1, help="Judgments of each pair.")] = Plan.k,
     seed: Annotated[int, typer.Option(help="Another seed makes other pairs.")] = Plan.seed,

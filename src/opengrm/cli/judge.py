@@ -276,6 +276,7 @@ def judge(
         return
 
     assert items is not None
+    from opengrm.engines.checkpoints import is_embedded
     from opengrm.jsonl import RowWriter
     from opengrm.judges.run import Summary, verdicts
     from opengrm.ledger import Ledger
@@ -297,10 +298,14 @@ def judge(
     with ExitStack() as stack:
         if is_stream(items):  # read twice: once to check every row before a model is loaded, once to judge
             items = _spooled(items, stack)
-        count = sum(1 for _ in _usable(items, name, chosen, skipped))
+        count, real = 0, False
+        for item in _usable(items, name, chosen, skipped):
+            count, real = count + 1, real or item.source.get("world") != "rubric"
         skipped.report()
         if not count:
             raise UsageError(f"{name}: no item to judge")
+        if real and not quiet and is_embedded(model):
+            print(f"{model} can judge RubricWorld only: name a model for real text with --model", file=sys.stderr)
         kept = stack.enter_context(Ledger(ledger))
         verdict_rows = stack.enter_context(RowWriter(output or "-"))
         judgment_rows = None if judgments is None else stack.enter_context(RowWriter(judgments))

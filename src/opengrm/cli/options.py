@@ -103,6 +103,14 @@ def is_stream(path: Path) -> bool:
     return str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir())
 
 
+def is_ledger(path: Path) -> bool:
+    """Whether a file is a ledger, whatever it is called; one that is not there goes by its name."""
+    if not path.is_file():
+        return path.suffix == ".db" and not is_stream(path)
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
 def different_files(named: Mapping[str, Path | None]) -> None:
     """Refuse two that are one file, whatever they are called: what is written would destroy what is read or kept.
 

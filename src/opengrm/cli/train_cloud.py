@@ -45,7 +45,7 @@ def cloud(
         list[str] | None, typer.Option(help="Its servers, for openai.", rich_help_panel=FIRST)
     ] = None,
     oracle_temperature: Annotated[float, typer.Option(min=0.0, help="Its sampling.", rich_help_panel=FIRST)] = 0.0,
-    critic_lr: Annotated[
+    critic_learning_rate: Annotated[
         float, typer.Option(help="Peak (the authors': 5e-6, for 8B).", rich_help_panel=SECOND)
     ] = 5e-6,
     critic_steps: Annotated[
@@ -66,9 +66,7 @@ def cloud(
         int | None,
         typer.Option(min=1, help="Longest critique. Default: 1024; 256 for compact-cloud.", rich_help_panel=THIRD),
     ] = None,
-    learning_rate: Annotated[
-        float, typer.Option("--lr", help="Peak (the authors': 1e-6).", rich_help_panel=FOURTH)
-    ] = 1e-6,
+    learning_rate: Annotated[float, typer.Option(help="Peak (the authors': 1e-6).", rich_help_panel=FOURTH)] = 1e-6,
     lm_weight: Annotated[
         float,
         typer.Option(
@@ -85,14 +83,16 @@ def cloud(
     dev_share: Annotated[
         float, typer.Option(help="Share of conversations kept back to measure on.", rich_help_panel=FOURTH)
     ] = 0.1,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Pairs a forward pass and device.", rich_help_panel=RUN)] = 2,
+    micro_batch: Annotated[
+        int, typer.Option(min=1, help="Pairs of one forward pass on a device.", rich_help_panel=RUN)
+    ] = 2,
     max_length: Annotated[
         int, typer.Option(min=1, help="Longest example in tokens; longer ones are left out.", rich_help_panel=RUN)
     ] = 8192,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Less memory, more time.", rich_help_panel=RUN)
     ] = False,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps a checkpoint.", rich_help_panel=RUN)] = 100,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=RUN)] = 100,
     seed: Annotated[int, typer.Option(help="Of the shuffles.", rich_help_panel=RUN)] = 0,
     device: Annotated[str, typer.Option(help="For --engine transformers.", rich_help_panel=RUN)] = "auto",
     trust_remote_code: Annotated[
@@ -138,7 +138,7 @@ def cloud(
     longest = max_tokens or (256 if shown.compact else 1024)
     try:
         fine_tuning = SFTSettings(
-            learning_rate=critic_lr, batch=critic_batch, micro_batch=min(2 * micro_batch, critic_batch),
+            learning_rate=critic_learning_rate, batch=critic_batch, micro_batch=min(2 * micro_batch, critic_batch),
             max_length=max_length, warmup=stages.CRITIC_SETTINGS.warmup, checkpointing=checkpointing,
             save_every=save_every, seed=seed, trust_remote_code=trust_remote_code,
         )  # fmt: skip

@@ -57,7 +57,9 @@ def judge(
         typer.Option(min=0.0, max=0.999, help="Their share of the training set (paper: 0.852).", rich_help_panel=TUNE),
     ] = None,
     rft_learning_rate: Annotated[float, typer.Option(help="Peak (paper: 5e-6).", rich_help_panel=TUNE)] = 5e-6,
-    rft_batch: Annotated[int, typer.Option(min=1, help="Rows a step (paper: 1024).", rich_help_panel=TUNE)] = 1024,
+    rft_batch: Annotated[
+        int, typer.Option(min=1, help="Rows of one step (paper: 1024).", rich_help_panel=TUNE)
+    ] = 1024,
     rft_steps: Annotated[int, typer.Option(min=1, help="Steps (paper: 900).", rich_help_panel=TUNE)] = 900,
     max_length: Annotated[int, typer.Option(min=1, help="Longest example in tokens.", rich_help_panel=TUNE)] = 8192,
     rl_learning_rate: Annotated[float, typer.Option(help="After the warm-up.", rich_help_panel=RL)] = 4e-7,
@@ -72,7 +74,7 @@ def judge(
         typer.Option(help="A model whose 3 judgments of 3 right make an item too easy.", rich_help_panel=RL),
     ] = None,
     micro_batch: Annotated[
-        int, typer.Option(min=1, help="Rows or judgments a forward pass and device.", rich_help_panel=RUN)
+        int, typer.Option(min=1, help="Rows or judgments of one forward pass on a device.", rich_help_panel=RUN)
     ] = 8,
     lora_rank: Annotated[
         int, typer.Option(min=0, help="Rank of adapters, merged after each stage; 0: all.", rich_help_panel=RUN)

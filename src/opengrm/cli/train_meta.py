@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opengrm.cli.options import BadRows, HeldOutFiles, JsonOut, OnBad, bad_rows
+from opengrm.cli.options import BadRows, HeldOutFiles, JsonOut, OnBad, bad_rows, is_ledger
 from opengrm.cli.progress import growing
 from opengrm.cli.scalar_options import (
     Checkpointing,
@@ -115,7 +115,7 @@ def _items(paths: Sequence[Path], skipped: BadRows) -> dict[str, Item]:
 def _judgments(paths: Sequence[Path], skipped: BadRows) -> Iterator[Judgment]:
     """The judgments of all ledgers and files, one after the other."""
     for path in paths:
-        if path.suffix == ".db":
+        if is_ledger(path):
             from opengrm.ledger import Ledger
 
             with Ledger(path, create=False) as ledger:

@@ -21,7 +21,7 @@ from opengrm.cli.options import (
     Reduce,
     bad_rows,
     different_files,
-    is_stream,
+    is_ledger,
     print_table,
     voting_rule,
 )
@@ -120,7 +120,7 @@ def _numbers(text: str) -> list[int]:
 @contextmanager
 def _judgments(path: Path, skipped: BadRows) -> Iterator[Iterable[Judgment]]:
     """The judgments of a file or of a ledger, whatever its name."""
-    if _is_ledger(path):
+    if is_ledger(path):
         from opengrm.ledger import Ledger
 
         with Ledger(path, create=False) as ledger:
@@ -129,13 +129,6 @@ def _judgments(path: Path, skipped: BadRows) -> Iterator[Iterable[Judgment]]:
         from opengrm.reading import read_judgments
 
         yield read_judgments(path, skipped)
-
-
-def _is_ledger(path: Path) -> bool:
-    if not path.is_file():
-        return path.suffix == ".db" and not is_stream(path)
-    with path.open("rb") as file:
-        return file.read(16) == b"SQLite format 3\0"
 
 
 def _show(report: Report, *, labelled: bool) -> None:

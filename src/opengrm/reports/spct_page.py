@@ -20,6 +20,10 @@ from opengrm.reports.tables import count, number, percent, share
 
 PAGE = "report.html"
 PAPER_K = {1, 8, 32}  # rows of the paper's Tables 2 and 3
+STAGES = {
+    "data": "Data", "collect": "Collecting", "tune": "Rejective fine-tuning", "rl": "RL", "fresh": "Fresh judgments",
+    "meta": "Meta RM", "evaluate": "Evaluation",
+}  # fmt: skip
 MODELS = {"base": "Base", "rft": "RFT", "rl": "RL"}
 PLAIN_COLOURS = {"base": "#8a8f98", "rft": "#c98a1b", "rl": "#2f6fde"}
 GUIDED_COLOURS = {"base": "#a86fb0", "rft": "#b5532a", "rl": "#12936f"}
@@ -72,7 +76,7 @@ def write_page(folder: str | Path) -> Path:
     steps = {stage: _steps_of(folder, f"{stage}/metrics.jsonl", damaged) for stage in ("rft", "rl", "meta")}
     stages, votes = _part(spct, "stages"), _votes_of(evaluation)
     state = {
-        "RFT": _state("rft" in stages or trained, collected or steps["rft"]),
+        "RFT": _state("tune" in stages or trained, collected or steps["rft"]),
         "RL": _state("rl" in stages or (folder / "rl" / "config.json").exists(), items or steps["rl"]),
         "Meta RM": _state("meta" in stages or "dev" in meta, meta or steps["meta"]),
         "Evaluation": _state(evaluation, False),
@@ -351,16 +355,11 @@ def _meta(meta: Row) -> str:
 
 
 def _cost(stages: Row, evaluation: Row, rl_steps: Sequence[Row]) -> str:
-    lines = []
+    lines: list[list[str]] = []
     for name in stages:
-        stage = _part(stages, name)
-        if name == "rl" and rl_steps:
-            stage.setdefault("tokens", rl_steps[-1].get("tokens_so_far"))
-        others = [
-            f"{key.replace('_', ' ')} {f'{value:,.10g}' if isinstance(value, (int, float)) else _plain(value)}"
-            for key, value in stage.items() if key != "seconds"
-        ]  # fmt: skip
-        lines.append([{**MODELS, "meta": "Meta RM"}.get(name, name), _time(stage.get("seconds")), ", ".join(others)])
+        spent = rl_steps[-1].get("tokens_so_far") if name == "rl" and rl_steps else None
+        took = _time(_part(stages, name).get("seconds"))
+        lines.append([STAGES.get(name, name), took, "" if spent is None else f"tokens {count(spent)}"])
     judgments, tokens, seconds = (evaluation.get(name) for name in ("judgments", "tokens", "seconds"))
     facts = {}
     if judgments:

@@ -104,7 +104,7 @@ class Objective:
 
     Attributes:
         report: name of the report's file.
-        begin: writes the examples to a path and says what the report tells of them.
+        begin: writes the examples to a path and says what the report tells of them, "examples" their number.
         read: an example from a row of that file; the second argument says whether a conversation fits, for a stage
             that cuts those which do not.
         missing: why nothing can be learned from examples of these targets; None where it can.
@@ -187,8 +187,10 @@ def train_scalar(
         report = _begin(folder, run, objective)
     if "dev" in report:
         return report
-    train, dev, too_long = encode_examples(
-        folder / EXAMPLES, model, tokenizer, objective.read, settings.dev_share, settings.max_tokens
+    train, dev, too_long = (
+        encode_examples(folder / EXAMPLES, model, tokenizer, objective.read, settings.dev_share, settings.max_tokens)
+        if report["examples"]
+        else ([], [], 0)
     )
     if missing := objective.missing([example.target for example in train]):
         state.wait_for_everyone()

@@ -12,6 +12,7 @@ ties out would keep the easier items, and the first of them would teach a prefer
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -61,3 +62,27 @@ def named_best(judgment: Judgment) -> str | None:
     draw = int(content_hash("tie", judgment.key, judgment.item, judgment.text)[:8], 16)
     head, _, _ = judgment.text.rpartition("\\boxed{")
     return f"{head}\\boxed{{{top[draw % len(top)]}}}"
+
+
+def comparisons(count: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
+    r"""Stream `count` rows {"prompt", "completion"} that practise what `judge_rows` alone teaches slowly.
+
+    A GRM of this size copies its sums into the box; a judge has to compare them, and one token of a judgment is all
+    that says how. Here nearly every token does: "Compare 5, 8." is answered by
+
+        [1] = 5
+        [2] = 8
+        \boxed{2}
+
+    Nothing of what counts in a response is in these rows. Three quarters have two numbers of 0..10, as most items have
+    two responses, the others up to six; there are no ties.
+    """
+    rng = random.Random(f"comparisons {seed}")
+    for _ in range(count):
+        n = 2 if rng.random() < 0.75 else rng.randint(3, 6)
+        sums = rng.sample(range(11), n)
+        lines = [f"[{place}] = {total}" for place, total in enumerate(sums, 1)]
+        yield {
+            "prompt": f"Compare {', '.join(map(str, sums))}.",
+            "completion": "\n".join([*lines, f"\\boxed{{{sums.index(max(sums)) + 1}}}"]),
+        }
