@@ -13,9 +13,8 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opengrm.engines.classifier import Reading
 from opengrm.errors import EngineError
 from opengrm.items import Item, Message
 from opengrm.judges.base import OnJudgment, check_responses
@@ -23,6 +22,9 @@ from opengrm.judges.repeated import Fits, Reader, judge_repeatedly, shortened, t
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
 from opengrm.templates.pair import PairTemplate
+
+if TYPE_CHECKING:
+    from opengrm.engines.classifier import Reading
 
 _DECIMALS = 4  # those of the logits
 

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from opengrm.engines.classifier import Reading
 from opengrm.items import Item, Message, content_hash
 from opengrm.judges.base import OnJudgment
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
+
+if TYPE_CHECKING:
+    from opengrm.engines.classifier import Reading
 
 Fits = Callable[[tuple[Message, ...]], bool]
 

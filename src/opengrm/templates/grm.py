@@ -256,12 +256,14 @@ def _section(title: str, text: str) -> str:
 
 
 def _responses(item: Item, order: Sequence[int], numbered: bool) -> str:
-    blocks = []
-    for position, index in enumerate(order, start=1):
-        number = f" {position}" if numbered else ""
-        text = fence(item.responses[index], *MARKERS)
-        blocks.append("".join((f"[The Begin of Response{number}]\n", text, f"\n[The End of Response{number}]")))
-    return "\n\n".join(blocks)
+    shown = enumerate((item.responses[index] for index in order), start=1)
+    return "\n\n".join(response_block(text, position if numbered else None) for position, text in shown)
+
+
+def response_block(text: str, position: int | None, markers: Sequence[re.Pattern[str]] = MARKERS) -> str:
+    """A response, fenced, between the lines that begin and end it; numbered by the position shown, if there is one."""
+    number = "" if position is None else f" {position}"
+    return "".join((f"[The Begin of Response{number}]\n", fence(text, *markers), f"\n[The End of Response{number}]"))
 
 
 def _given_principles(item: Item) -> str:

@@ -18,9 +18,8 @@ from functools import lru_cache
 from opengrm.errors import UsageError
 from opengrm.items import Item, Message, content_hash
 from opengrm.judgments import Judgment
-from opengrm.templates.base import fence
 from opengrm.templates.compact import Compact
-from opengrm.templates.grm import MARKERS, conversation_text
+from opengrm.templates.grm import MARKERS, conversation_text, response_block
 
 FORMS = ("meta", "meta-compact")
 _ASK = "Give the responses their scores."
@@ -66,7 +65,7 @@ class MetaTemplate:
             (user,) = Compact(_compact_form(item, judgment)).render(item, order)
         else:
             blocks = [_ASK, "#### Conversation Context ####\n" + conversation_text(item.prompt, *MARKERS)]
-            shown = [_response(position, item.responses[index]) for position, index in enumerate(order, start=1)]
+            shown = [response_block(item.responses[index], position) for position, index in enumerate(order, start=1)]
             blocks.append("#### Responses to be Scored ####\n" + "\n\n".join(shown))
             user = Message("user", "\n\n".join(blocks))
         return user, Message("assistant", judgment.text)
@@ -81,10 +80,6 @@ def default_meta_template(judge_template: str | None) -> MetaTemplate:
 def is_hinted(judgment: Judgment) -> bool:
     """Whether the judge was told the best response (its template's name carries the addition `hint`)."""
     return judgment.template is not None and "hint" in judgment.template.split("@")[0].split("+")[1:]
-
-
-def _response(position: int, text: str) -> str:
-    return f"[The Begin of Response {position}]\n" + fence(text, *MARKERS) + f"\n[The End of Response {position}]"
 
 
 def _compact_form(item: Item, judgment: Judgment) -> str:

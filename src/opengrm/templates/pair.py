@@ -20,9 +20,8 @@ from functools import lru_cache
 
 from opengrm.errors import UsageError
 from opengrm.items import Item, Message, content_hash
-from opengrm.templates.base import fence
 from opengrm.templates.compact import Compact
-from opengrm.templates.grm import MARKERS, conversation_text
+from opengrm.templates.grm import MARKERS, conversation_text, response_block
 
 FORMS = ("pair", "pair-compact")
 _MARKERS = (*MARKERS, re.compile(r"#(?<=##)\s*Responses?\s+to\s+be\s+Compared", re.IGNORECASE))
@@ -58,19 +57,16 @@ class PairTemplate:
             (user,) = Compact().render(Item(tuple(prompt), (first, second), id="pair"), (0, 1))
             return (user,)
         blocks = [_ASK, "#### Conversation Context ####\n" + conversation_text(prompt, *_MARKERS)]
-        shown = [
-            f"[The Begin of Response {place}]\n" + fence(text, *_MARKERS) + f"\n[The End of Response {place}]"
-            for place, text in enumerate((first, second), start=1)
-        ]
+        shown = [response_block(text, place, _MARKERS) for place, text in enumerate((first, second), start=1)]
         blocks.append("#### Responses to be Compared ####\n" + "\n\n".join(shown))
         return (Message("user", "\n\n".join(blocks)),)
 
 
 def default_pair_template(base: str) -> PairTemplate:
-    """The form that goes with a base: `pair-compact` for the embedded models, else `pair`."""
-    from opengrm.engines.checkpoints import is_embedded
+    """The form that goes with a base: `pair-compact` for one of the compact family, else `pair`."""
+    from opengrm.engines.checkpoints import named_template
 
-    return PairTemplate("pair-compact" if is_embedded(base) else "pair")
+    return PairTemplate("pair-compact" if (named_template(base) or "").startswith("compact") else "pair")
 
 
 @lru_cache
