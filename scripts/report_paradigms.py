@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure_paradigms import VOTES, models, reported
-from measure_spct import held_out, parameters
+from measure_paradigms import PAIRS, VOTES, models, reported, sets
+from measure_spct import parameters
 
 from opengrm.engines.checkpoints import find_model
 from opengrm.judges.base import PARADIGMS
@@ -31,7 +31,7 @@ COLUMNS = {"greedy": "greedy, or one pass", "k1": "@1", "k8": "@8", "k32": "@32"
 INTRODUCTION = """\
 # Six paradigms in RubricWorld
 
-One base, {sizes} parameters each, the same 6,000 labelled items; 2,000 held-out pairs, 200 lists of 3 to 6,
+One base, {sizes} parameters each, the same 6,000 labelled items; {pairs:,} held-out pairs, 200 lists of 3 to 6,
 200 single responses. Per cent with 95 % intervals; a missing verdict counts as chance; sampled judgments at
 temperature 1. The world is a proving ground: this shows what the methods make of one small model and the same labels,
 not how large models judge real text. Measured by `scripts/measure_paradigms.py`.
@@ -65,7 +65,7 @@ def main() -> None:
         notes=notes,
     )
     span = " to ".join(f"{size:,}" for size in sorted({min(sizes.values()), max(sizes.values())}))
-    page = [INTRODUCTION.format(sizes=span), *sentences(gains), "", *tables(rows, once, times["items"])]
+    page = [INTRODUCTION.format(sizes=span, pairs=PAIRS), *sentences(gains), "", *tables(rows, once, times["items"])]
     (args.output / "paradigms.md").write_text("\n".join(page), encoding="utf-8")
 
 
@@ -106,7 +106,7 @@ def compared(folder: Path) -> list[dict[str, Any]]:
         for greedy in (True, False) if paradigm.sampled else (True,):
             credits[name, "greedy" if greedy else "votes"] = np.array([
                 _credit(item.id, item.best or 0, made.get((item.id, greedy), []), paradigm.reduce, greedy)
-                for item in held_out()["pairs"]
+                for item in sets()["pairs"]
             ])  # fmt: skip
     return [
         {"judge": name, "how": how, "scalar": scalar, "gain": gain._asdict()}
