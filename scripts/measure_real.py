@@ -1,6 +1,7 @@
 """Real text, a small real encoder: a Bradley-Terry model on human preferences, a meta RM on the critiques of real judges.
 
-    python scripts/measure_real.py bt DATA       train and judge, resumable; then results/bt-real.json, .md
+    python scripts/measure_real.py bt DATA         train and judge, resumable
+    python scripts/measure_real.py vectors DATA    a vector of every text that the meta RM's head reads
 """
 
 from __future__ import annotations
@@ -8,26 +9,36 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from real_data import preferences
+import numpy as np
+from real_data import llmbar, preferences, realmistake
 
+from opengrm.engines.vectors import TextVectors
+from opengrm.items import content_hash
 from opengrm.jsonl import write_rows
+from opengrm.judgments import Judgment
 from opengrm.training.scalar_examples import held_out
 
 BASE = "all-minilm-l6-v2"
 TEST_SHARE = 0.2
+PIECE = 500  # texts that are encoded between two writes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["bt"])
+    steps: dict[str, Callable[[Path, Path], None]] = {"bt": bt, "vectors": vectors}
+    parser.add_argument("steps", nargs="+", choices=list(steps))
     parser.add_argument("data", type=Path, help="the folder that holds the data sets")
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    bt(args.data, args.folder)
+    for step in args.steps:
+        steps[step](args.data, args.folder)
 
 
 def bt(data: Path, folder: Path) -> None:
@@ -44,6 +55,45 @@ def bt(data: Path, folder: Path) -> None:
         "--save-every", 20, "--eval-every", 1000,
     )  # fmt: skip
     opengrm("judge", test, "--judge", "bt", "--model", folder / "bt" / "model", "-o", folder / "bt-verdicts.jsonl")
+
+
+# --- meta RM --------------------------------------------------------------------------------------------------------
+
+
+def vectors(data: Path, folder: Path) -> None:
+    """Encode what is not encoded yet, in pieces that a killed run keeps."""
+    items, judgments = llmbar(data)
+    texts = [text for item in items.values() for text in (item.prompt[0].content, *item.responses)]
+    texts += [j.text or "" for j in judgments if is_critique(j)]
+    texts += [j.text or "" for j in realmistake(data)[1]]
+    known = known_vectors(folder)
+    missing = sorted({text for text in texts if content_hash(text) not in known}, key=lambda text: (len(text), text))
+    place = folder / "vectors"
+    place.mkdir(exist_ok=True)
+    if missing:
+        encoder = TextVectors(BASE)
+    print(f"{len(known):,} known, {len(missing):,} to encode", flush=True)
+    for start in range(0, len(missing), PIECE):
+        some, begun = missing[start : start + PIECE], time.monotonic()
+        keys = np.array([content_hash(text) for text in some])
+        number = len(list(place.glob("*.npz")))
+        np.savez(place / f"{number:04}.part.npz", keys=keys, vectors=encoder.encode(some))
+        (place / f"{number:04}.part.npz").rename(place / f"{number:04}.npz")
+        print(start + len(some), f"{len(some) / (time.monotonic() - begun):.1f} texts/s", flush=True)
+
+
+def known_vectors(folder: Path) -> dict[str, Any]:
+    """What has been encoded: a vector by the text's hash."""
+    found: dict[str, Any] = {}
+    for path in sorted((folder / "vectors").glob("[0-9]*[0-9].npz")):
+        with np.load(path, allow_pickle=False) as piece:
+            found.update(zip(piece["keys"].tolist(), piece["vectors"], strict=True))
+    return found
+
+
+def is_critique(judgment: Judgment) -> bool:
+    """Whether the judge wrote more than its verdict."""
+    return judgment.template in ("CoT", "Swap", "Swap_CoT") and len((judgment.text or "").split()) > 4
 
 
 def opengrm(*words: object) -> None:
