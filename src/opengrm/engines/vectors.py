@@ -47,6 +47,7 @@ class TextVectors:
         folder, name = find_model(model)
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer.truncation_side = "left"
             loaded: Any = transformers.AutoModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
@@ -75,7 +76,5 @@ class TextVectors:
 
     def _ids(self, text: str) -> list[int]:
         """The end of the text between the tokenizer's special tokens."""
-        room = self.max_tokens - self._tokenizer.num_special_tokens_to_add()
-        found = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids: list[int] = self._tokenizer.build_inputs_with_special_tokens(found[max(len(found) - room, 0) :])
-        return ids
+        found = self._tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [int(token) for token in found]
