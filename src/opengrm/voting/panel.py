@@ -77,9 +77,7 @@ class Panel:
         among_I = np.ones(len(self.items), dtype=bool) if among_I is None else among_I
         return share_interval(credit_I[among_I], None, self.cluster_I[among_I])
 
-    def gain(
-        self, credit_I: Floats, over_I: Floats, among_I: npt.NDArray[np.bool_] | None = None
-    ) -> Interval | None:
+    def gain(self, credit_I: Floats, over_I: Floats, among_I: npt.NDArray[np.bool_] | None = None) -> Interval | None:
         """The mean difference of two rules' credits with its interval by cluster: paired, item by item."""
         among_I = np.ones(len(self.items), dtype=bool) if among_I is None else among_I
         return normal_interval((credit_I - over_I)[among_I], None, self.cluster_I[among_I])
@@ -107,7 +105,9 @@ def panel_of(judgments: Sequence[Judgment], items: Mapping[str, Item]) -> Panel:
     labels = [label_of(items[name]) for name in names]
     sizes = {items[name].n for name in names}
     if len(sizes) != 1 or any(label is None for label in labels):
-        raise ValueError(f"items of {sorted(sizes)} responses, some perhaps without a label: expected labels, one size")
+        raise ValueError(
+            f"items of {sorted(sizes)} responses, some perhaps without a label: expected labels, one size"
+        )
     single = sizes == {1}
     seats = np.zeros(len(names), dtype=np.int64)
     place_J, right_J = np.zeros(len(judgments), dtype=np.int64), np.full(len(judgments), np.nan)
