@@ -1,4 +1,4 @@
-"""Real text, a small real encoder: a Bradley-Terry model on human preferences, a meta RM on the critiques of real judges.
+"""Real text, a small real encoder: a Bradley-Terry model on human preferences, a meta RM on real judges' critiques.
 
     python scripts/measure_real.py bt DATA         train and judge, resumable
     python scripts/measure_real.py vectors DATA    a vector of every text that the meta RM's linear head reads

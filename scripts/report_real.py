@@ -167,12 +167,16 @@ def report_meta(data: Path, folder: Path) -> None:
     credits: dict[str, Row] = {}
     set_I = np.array([name.split("/")[0] for name in panel.items])
     cot_J = np.array([float(tuned_panel(j)) for j in judgments])
-    for part, used_J in (("all", None), ("critiques", critique_J), ("CoT", cot_J)):
+    parts: dict[str, Any] = {"all": None, "critiques": critique_J}
+    if (folder / TUNED).exists():
+        parts["CoT"] = cot_J
+    for part, used_J in parts.items():
         among_I = np.ones(len(panel.items), dtype=bool) if used_J is None else judged_by(panel, used_J)
         if part == "CoT":  # what the fine-tuned meta RM is tested on
             among_I &= np.isin(fold_I, TEST)
         plain_I = panel.credits("sum", used_J=used_J)
         for name, scores in scorers.items():
+            print(part, name, flush=True)
             found, chosen[f"{part}, {name}"] = rule_credits(panel, scores, fold_I, used_J)
             rows += rule_rows(panel, found, plain_I, set_I, among_I, {"panel": part, "scorer": name})
             credits[f"{part}, {name}"] = found
@@ -189,7 +193,8 @@ def report_meta(data: Path, folder: Path) -> None:
                 rows.append({"panel": part, "scorer": name, "rule": "chosen", "set": "all", "over": other,
                              "n": int(among_I.sum()), "gain": as_json(panel.gain(against, credit_I, among_I))})  # fmt: skip
     meta_rows = scorer_rows(panel, judgments, scorers, fold_J)
-    meta_rows += scorer_rows(panel, judgments, scorers, fold_J, cot_J * np.isin(fold_J, TEST), "CoT, test folds")
+    if "CoT" in parts:
+        meta_rows += scorer_rows(panel, judgments, scorers, fold_J, cot_J * np.isin(fold_J, TEST), "CoT, test folds")
     tuned_rows = tuned(folder, panel, judgments, fold_J, fold_I)
     mistake_rows = mistakes(data, vectors, cache)
     plain = next(r for r in rows if r["panel"] == "all" and r["set"] == "all" and r["rule"] == "plain")
