@@ -23,8 +23,8 @@ from opengrm.voting.guided import Guide, Rule
 from opengrm.voting.panel import Panel
 
 FOLDS = 5
-PENALTIES = (1e-2, 1e-1)
-SAMPLE = 12_000  # verdicts that a head is trained on, drawn evenly: those of one item say much the same
+PENALTIES = (1e-2, 1e-1, 1.0, 10.0)
+SAMPLE = 20_000  # verdicts that a head is trained on, drawn evenly: those of one item say much the same
 # The rules that a choice is made from, on training items.
 RULES: dict[str, Rule] = {
     "plain": "sum",
