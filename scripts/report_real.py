@@ -49,11 +49,14 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["bt", "meta"])
+    parser.add_argument("what", choices=["bt", "meta", "page"])
     parser.add_argument("data", type=Path, help="the folder that holds the data sets")
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     args = parser.parse_args()
-    {"bt": report_bt, "meta": report_meta}[args.what](args.data, args.folder)
+    if args.what == "page":
+        page(RESULTS / "meta-real.json")
+    else:
+        {"bt": report_bt, "meta": report_meta}[args.what](args.data, args.folder)
 
 
 def as_json(interval: Any) -> Row | None:
@@ -222,7 +225,7 @@ def report_meta(data: Path, folder: Path) -> None:
             "intervals": "95 %, clustered by instruction; a gain is paired, item by item, over the plain vote",
         },
     )  # fmt: skip
-    page(path, rows, meta_rows, tuned_rows, mistake_rows)
+    page(path)
 
 
 def laid_out(items: Mapping[str, Item], judgments: Sequence[Judgment]) -> tuple[Panel, Any, Any]:
@@ -357,10 +360,14 @@ def mistakes(data: Path, vectors: Mapping[str, Any], cache: Path) -> list[Row]:
     return rows
 
 
-def page(
-    path: Path, rows: Sequence[Row], scorers: Sequence[Row], tuned_rows: Sequence[Row], mistake_rows: Sequence[Row]
-) -> None:
-    """The page and the picture beside the result."""
+def page(path: Path) -> None:
+    """The page and the picture beside the result, from its file."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    every, head = result["rows"], result["headline"]
+    mistake_rows = [r for r in every if r["data"] == "ReaLMistake"]
+    scorers = [r for r in every if r.get("what") == "scorer"]
+    tuned_rows = [r for r in every if r.get("what") == "fine-tuned"]
+    rows = [r for r in every if r["data"] == "LLMBar" and "what" not in r]
 
     def table(some: Sequence[Row]) -> str:
         cells = [
@@ -416,11 +423,15 @@ def page(
          "loss": f"{r['loss']:.3f}"}
         for r in tuned_rows if "auc" in r
     ]  # fmt: skip
-    fine = (
+    fine = ""
+    if tuned_rows:
+        fine = f"## LLMBar, CoT critiques: fine-tuned\n\n{markdown(tuned_auc)}\n{table(tuned_rows)}\n"
         f"## LLMBar, CoT critiques: fine-tuned\n\n{markdown(tuned_auc)}\n{table(tuned_rows)}\n" if tuned_rows else ""
     )
     path.with_suffix(".md").write_text(
-        "# Guided votes of real judges\n\nHeld-out items, five folds by instruction; intervals are clustered by"
+        "# Guided votes of real judges\n\nA meta RM that guides the vote beats the plain vote of all judges by"
+        f" {100 * head['gain']:.1f} points [{100 * head['gain_low']:.1f}, {100 * head['gain_high']:.1f}], and loses to the"
+        " best single judge, which reading no text finds: see the second table.\n\nHeld-out items, five folds by instruction; intervals are clustered by"
         " instruction. See [docs/real-text.md](../docs/real-text.md) for what is read and how rules are chosen."
         f"\n\n![accuracy against k]({picture.name})\n\n## LLMBar: rules\n\n{table(whole)}\n## LLMBar: the chosen rule"
         f" against other choices\n\n{markdown(over)}\n## LLMBar: by group of sets\n\n{markdown(set_cells)}\n## LLMBar:"

@@ -3,8 +3,8 @@
     loss = mean of binary cross-entropy + l2/2 * |weights|^2
 
 the same label and loss as `meta_rm.py` (is this judgment correct?), its minimum found by L-BFGS: the loss is convex,
-so there is no learning rate, no order and no seed. Features are scaled by what the training examples show; one that never
-varies there counts nothing.
+so there is no learning rate, no order and no seed. Features are scaled by what the training examples show; one that
+never varies there counts nothing.
 """
 
 from __future__ import annotations
