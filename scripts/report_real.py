@@ -426,16 +426,32 @@ def page(path: Path) -> None:
     fine = ""
     if tuned_rows:
         fine = f"## LLMBar, CoT critiques: fine-tuned\n\n{markdown(tuned_auc)}\n{table(tuned_rows)}\n"
-        f"## LLMBar, CoT critiques: fine-tuned\n\n{markdown(tuned_auc)}\n{table(tuned_rows)}\n" if tuned_rows else ""
-    )
+    gain = f"{100 * head['gain']:.1f} points [{100 * head['gain_low']:.1f}, {100 * head['gain_high']:.1f}]"
     path.with_suffix(".md").write_text(
-        "# Guided votes of real judges\n\nA meta RM that guides the vote beats the plain vote of all judges by"
-        f" {100 * head['gain']:.1f} points [{100 * head['gain_low']:.1f}, {100 * head['gain_high']:.1f}], and loses to the"
-        " best single judge, which reading no text finds: see the second table.\n\nHeld-out items, five folds by instruction; intervals are clustered by"
-        " instruction. See [docs/real-text.md](../docs/real-text.md) for what is read and how rules are chosen."
-        f"\n\n![accuracy against k]({picture.name})\n\n## LLMBar: rules\n\n{table(whole)}\n## LLMBar: the chosen rule"
-        f" against other choices\n\n{markdown(over)}\n## LLMBar: by group of sets\n\n{markdown(set_cells)}\n## LLMBar:"
-        f" which verdicts are right\n\n{markdown(auc)}\n{fine}## ReaLMistake\n\n{markdown(mistake_auc)}\n{table(mistake)}",
+        f"""# Guided votes of real judges
+
+Votes of all verdicts on LLMBar, guided by the meta RM, are better than plain ones by {gain}. The second table compares
+them with what reads no text. Held-out items, five folds by instruction; intervals are clustered by instruction. See
+[docs/real-text.md](../docs/real-text.md) for what is read and how rules are chosen.
+
+![accuracy against k]({picture.name})
+
+## LLMBar: rules
+
+{table(whole)}
+## LLMBar: the chosen rule against other choices
+
+{markdown(over)}
+## LLMBar: by group of sets
+
+{markdown(set_cells)}
+## LLMBar: which verdicts are right
+
+{markdown(auc)}
+{fine}## ReaLMistake
+
+{markdown(mistake_auc)}
+{table(mistake)}""",
         encoding="utf-8",
     )
 
