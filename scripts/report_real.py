@@ -208,7 +208,8 @@ def report_meta(data: Path, folder: Path) -> None:
     )  # fmt: skip
     path = write_result(
         RESULTS / "meta-real.json",
-        command="python scripts/measure_real.py vectors tune DATA && python scripts/report_real.py meta DATA",
+        command=f"python scripts/measure_real.py vectors{' tune' if tuned_rows else ''} DATA"
+        " && python scripts/report_real.py meta DATA",
         headline={
             "plain": plain["accuracy"]["mean"], "guided": guided["accuracy"]["mean"],
             "gain": guided["gain"]["mean"], "gain_low": guided["gain"]["low"], "gain_high": guided["gain"]["high"],
@@ -430,8 +431,8 @@ def page(path: Path) -> None:
     path.with_suffix(".md").write_text(
         f"""# Guided votes of real judges
 
-Votes of all verdicts on LLMBar, guided by the meta RM, are better than plain ones by {gain}. The second table compares
-them with what reads no text. Held-out items, five folds by instruction; intervals are clustered by instruction. See
+Votes of all verdicts on LLMBar, guided by the meta RM, are better than plain ones by {gain}.
+The second table compares them with what reads no text. Held-out items, five folds by instruction; intervals are clustered by instruction. See
 [docs/real-text.md](../docs/real-text.md) for what is read and how rules are chosen.
 
 ![accuracy against k]({picture.name})
