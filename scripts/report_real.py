@@ -432,8 +432,8 @@ def page(path: Path) -> None:
         f"""# Guided votes of real judges
 
 Votes of all verdicts on LLMBar, guided by the meta RM, are better than plain ones by {gain}.
-The second table compares them with what reads no text. Held-out items, five folds by instruction; intervals are clustered by instruction. See
-[docs/real-text.md](../docs/real-text.md) for what is read and how rules are chosen.
+The second table compares them with what reads no text. Held-out items, five folds by instruction; intervals are
+clustered by instruction. See [docs/real-text.md](../docs/real-text.md) for what is read and how rules are chosen.
 
 ![accuracy against k]({picture.name})
 

@@ -114,9 +114,7 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.winner is None:
         return f"Score {verdict.scores[0]:g}. {counts}"
     # One vote says nothing of how others would fall, and a scalar judge's are all the same.
-    sure = (
-        ""
-        if verdict.confidence is None or verdict.valid < 2
-        else f", leading with probability {verdict.confidence:.0%}"
-    )
+    sure = ""
+    if verdict.confidence is not None and verdict.valid > 1:
+        sure = f", leading with probability {verdict.confidence:.0%}"
     return f"Response {verdict.winner + 1} is best{sure}. {counts}"
