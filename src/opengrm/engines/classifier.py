@@ -53,7 +53,8 @@ class Classifier:
     The backbone runs in `dtype`, the head always in float32.
 
     Attributes:
-        context: most tokens of a conversation; None where the model's configuration does not say.
+        context: most tokens of a conversation; None where the model's configuration does not say. Of a model that was
+            trained on conversations cut to fewer, that number.
         meta_template, pair_template, cloud_template: what the configuration says that the model reads, where it does.
         truncates: whether it was trained on conversations whose beginning was cut to fit.
 
@@ -119,14 +120,16 @@ class Classifier:
         self._shares = share_prompts and takes_packed(loaded)
         if self._shares:
             read_packed(loaded)
-        self.context = context_length(loaded)
+        self.truncates = getattr(loaded.config, "truncates", None) is True
+        cut_to = getattr(loaded.config, "truncates_to", None) if self.truncates else None
+        limits = [limit for limit in (context_length(loaded), cut_to) if isinstance(limit, int)]
+        self.context = min(limits, default=None)
         self._max_batch, self._max_tokens = max_batch, max_tokens
         computed = str(loaded.dtype).removeprefix("torch.")
         self._identity = f"{name}@{fingerprint(folder)}" + (f"-{computed}" if computed != "float32" else "")
         self.meta_template: str | None = _named(loaded.config, "meta_template")
         self.pair_template: str | None = _named(loaded.config, "pair_template")
         self.cloud_template: str | None = _named(loaded.config, "cloud_template")
-        self.truncates = getattr(loaded.config, "truncates", None) is True
 
     @property
     def model(self) -> str:
