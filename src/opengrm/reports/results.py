@@ -39,7 +39,7 @@ def write_result(
     path = Path(path)
     result: dict[str, Any] = {
         "name": path.stem,
-        "command": command or _command(),
+        "command": command or command_line(),
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),
@@ -53,7 +53,7 @@ def write_result(
     return path
 
 
-def _command() -> str:
+def command_line() -> str:
     """This process's command line with paths cut to what a reader can run from the repository's root."""
     program = Path(sys.argv[0])
     name = "opengrm" if program.name in ("opengrm", "__main__.py") else os.path.relpath(program)
