@@ -145,6 +145,7 @@ class Benchmark:
         subset: the subset of an item.
         read: the rows of a file with "file:line" and the place's name; None reads what `jsonl` reads.
         pairs: for benchmarks of lists: the pairs that a judge of pairs sees instead.
+        finish: credits that depend on the other outcomes.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Benchmark:
     subset: Callable[[Item], str] = lambda item: str(item.source.get("subset", "all"))
     read: Read | None = None
     pairs: Callable[[Item], list[Item]] | None = None
+    finish: Callable[[Sequence[Outcome]], list[Outcome]] = list
 
     def target(self, item: Item) -> Target:
         """What the rule needs of the item."""
@@ -187,7 +189,8 @@ def score(
     benchmark: Benchmark, targets: Iterable[Target], scores: Mapping[str, Scores | None], valid_only: bool = False
 ) -> Figures:
     """The benchmark's figures of scores by item id; an item that is not in there, or None, has no verdict."""
-    return benchmark.figures([benchmark.outcome(t, scores.get(t.item)) for t in targets], valid_only)
+    found = [benchmark.outcome(t, scores.get(t.item)) for t in targets]
+    return benchmark.figures(benchmark.finish(found), valid_only)
 
 
 # --- figures that rules are made of -----------------------------------------------------------------------------

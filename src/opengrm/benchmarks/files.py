@@ -13,13 +13,16 @@ from opengrm.jsonl import OnBad, Row, read_rows
 HUB = "hub"
 
 
-def load(benchmark: Benchmark, data: str, on_bad: OnBad | None = None) -> Iterator[tuple[str, Item]]:
+def load(
+    benchmark: Benchmark, data: str, on_bad: OnBad | None = None, *, as_pairs: bool = False
+) -> Iterator[tuple[str, Item]]:
     """The benchmark's items with the places of their rows, streamed.
 
     Args:
         benchmark: which.
         data: a file, a folder (all its data files, or those of its folder named like the benchmark), or "hub".
         on_bad: called with each row that cannot be used; None raises it.
+        as_pairs: whether lists are taken apart into the pairs that their rule compares.
 
     Raises:
         BadRow: a row cannot be used (only with `on_bad=None`).
@@ -27,7 +30,9 @@ def load(benchmark: Benchmark, data: str, on_bad: OnBad | None = None) -> Iterat
         MissingExtra: "hub" without the package `datasets`.
     """
     rows = _hub_rows(benchmark) if data == HUB else _file_rows(benchmark, Path(data), on_bad)
-    return convert_rows(rows, benchmark.convert, on_bad)
+    for where, item in convert_rows(rows, benchmark.convert, on_bad):
+        for part in benchmark.pairs(item) if as_pairs and benchmark.pairs is not None else [item]:
+            yield where, part
 
 
 def _file_rows(benchmark: Benchmark, path: Path, on_bad: OnBad | None) -> Iterator[tuple[str, str, Row]]:

@@ -121,7 +121,8 @@ def outcomes(benchmark: Benchmark, gathered: Gathered, how: Rule, taken_K: Bools
                 completion_tokens=tokens[1][i],
                 seconds=gathered.seconds.get(item),
             )
-    return [found.get(t.item) or benchmark.outcome(t, None, asked=0, valid=0) for t in gathered.targets.values()]
+    every = (found.get(t.item) or benchmark.outcome(t, None, asked=0, valid=0) for t in gathered.targets.values())
+    return benchmark.finish(list(every))
 
 
 def _voted(block: Block, scores_IKN: Floats, mask_K: Bools, how: Rule) -> Floats:

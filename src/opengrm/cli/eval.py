@@ -251,7 +251,7 @@ def _usable(
     """The benchmark's items that the judge can be shown; every other row goes to `on_bad` with its place."""
     from opengrm.benchmarks.files import load
 
-    for where, item in load(benchmark, data, on_bad):
+    for where, item in load(benchmark, data, on_bad, as_pairs=chosen is not None and chosen.compares):
         try:
             if chosen is not None:
                 chosen.shown(item)
@@ -324,12 +324,15 @@ class _Run:
 
     def write(self) -> None:
         """Write eval.json."""
+        from opengrm.benchmarks import paper_overall
         from opengrm.reports import results
 
         row = {
             "name": self.name, "command": results.command_line(), "commit": results.commit(),
             "versions": results.versions(), "machine": results.machine(), "settings": self.settings,
-            "seconds": time.monotonic() - self.started, "benchmarks": self.benchmarks,
+            "seconds": time.monotonic() - self.started,
+            "paper_overall": paper_overall({name: found["overall"] for name, found in self.benchmarks.items()}),
+            "benchmarks": self.benchmarks,
         }  # fmt: skip
         part = self.folder / f".{RESULT}.part"
         part.write_text(json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
