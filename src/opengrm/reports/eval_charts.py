@@ -40,7 +40,7 @@ def curves_svg(series: Sequence[tuple[int, Sequence[Point]]], *, x_label: str, a
     points = [point for _, curve in series for point in curve]
     low, high, step = _percent_axis(min(p.low for p in points), max(p.high for p in points))
     values = sorted({p.x for p in points})
-    ticks = values if whole and len(values) <= 8 else _log_ticks(values[0], values[-1])
+    ticks = values if whole and len(values) <= 8 else log_ticks(values[0], values[-1])
     first, last = math.log(values[0]), math.log(values[-1])
 
     def x_of(x: float) -> float:
@@ -59,7 +59,7 @@ def curves_svg(series: Sequence[tuple[int, Sequence[Point]]], *, x_label: str, a
     parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{floor}H{_WIDTH - _RIGHT}"/>')
     for tick in ticks:
         parts.append(f'<path class="axis" d="M{x_of(tick):.1f} {floor}v4"/>')
-        parts.append(f'<text x="{x_of(tick):.1f}" y="{floor + 17}" text-anchor="middle">{_short(tick)}</text>')
+        parts.append(f'<text x="{x_of(tick):.1f}" y="{floor + 17}" text-anchor="middle">{short(tick)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     for run, curve in series:
@@ -147,7 +147,7 @@ def _percent_axis(low: float, high: float) -> tuple[int, int, int]:
     return max(0, bottom), top, step
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Ticks 1, 2, 5, 10, ... between two numbers above 0: at most about eight; the numbers themselves if none fits."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
@@ -157,7 +157,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return inside if len(inside) > 1 else sorted({low, high})
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """A number in a few characters: 1.5, 20, 3k, 2M."""
     for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:

@@ -23,7 +23,7 @@ from opengrm.items import Item
 from opengrm.jsonl import read_rows, write_rows
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
-from opengrm.reports.eval_run import ITEMS, LEDGER, SHOWN, EvalRun, Row, number, text
+from opengrm.reports.eval_run import ITEMS, LEDGER, SHOWN, EvalRun, Row, number, place, text
 from opengrm.reports.page import visible
 
 MOST_ITEMS = 400  # on a page
@@ -62,10 +62,10 @@ def keep_shown(folder: Path, benchmark: str, items: Iterable[Item], most: int = 
     Returns:
         How many were kept.
     """
-    chosen = choose((row for _, row in read_rows(folder / benchmark / ITEMS)), most)
-    places = {name: place for place, name in enumerate(chosen)}
+    chosen = choose((row for _, row in read_rows(place(folder, benchmark, ITEMS))), most)
+    places = {name: rank for rank, name in enumerate(chosen)}
     found = {places[item.id]: _item_row(item) for item in items if item.id in places}
-    return write_rows(folder / benchmark / SHOWN, (found[place] for place in sorted(found)))
+    return write_rows(place(folder, benchmark, SHOWN), (found[rank] for rank in sorted(found)))
 
 
 def choose(rows: Iterable[Row], most: int) -> list[str]:
@@ -78,7 +78,7 @@ def choose(rows: Iterable[Row], most: int) -> list[str]:
         everything.append(entry)
         if outcome(row) != "right":
             trouble.setdefault((outcome(row), text(row.get("subset"))), []).append(entry)
-    first = _in_turn([sorted(pool) for _, pool in sorted(trouble.items())])
+    first = (name for _, name in _in_turn([sorted(pool) for _, pool in sorted(trouble.items())]))
     # More than are needed, since some may be among the first half too.
     second = (name for _, name in heapq.nsmallest(most, everything))
     chosen: dict[str, None] = {}
@@ -104,7 +104,7 @@ def embedded(runs: Sequence[EvalRun], most: int = MOST_ITEMS, most_bytes: int = 
     names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
     parts = [_of_benchmark(runs, name, most // max(1, len(names)) or 1) for name in names]
     ledgers = [_ledger(run) for run in runs]
-    items, size = [], 0
+    items, size = list[tuple[bool, str]](), 0
     try:
         for row in _in_turn([iter(part.rows.values()) for part in parts]):
             judged = zip(runs, ledgers, row["runs"], strict=True)
@@ -113,13 +113,15 @@ def embedded(runs: Sequence[EvalRun], most: int = MOST_ITEMS, most_bytes: int = 
             size += len(line.encode())
             if size > most_bytes or len(items) >= most:
                 break
-            items.append(line)
+            right = all(found is None or found["outcome"] == "right" for found in row["runs"])
+            items.append((right, line))
     finally:
         for ledger in ledgers:
             if ledger is not None:
                 ledger.close()
     about = _safe_json({"runs": [visible(run.label) for run in runs], "benchmarks": [visible(name) for name in names]})
-    data = f'{about[:-1]},"items":[\n' + ",\n".join(items) + "\n]}"
+    items.sort(key=lambda item: item[0])  # what went wrong is read first
+    data = f'{about[:-1]},"items":[\n' + ",\n".join(line for _, line in items) + "\n]}"
     return Embedded(data, len(items), sum(part.total for part in parts))
 
 
@@ -156,12 +158,12 @@ def _of_benchmark(runs: Sequence[EvalRun], name: str, most: int) -> _Part:
         for item in wanted
     }
     total: set[str] = set()
-    for place, run in enumerate(runs):
+    for at, run in enumerate(runs):
         for row in run.items(name):
             item = text(row.get("item"))
             total.add(item)
             if item in rows:
-                rows[item]["runs"][place] = row
+                rows[item]["runs"][at] = row
                 rows[item]["subset"] = _short(text(row.get("subset")), 200)
     return _Part({item: row for item, row in rows.items() if any(row["runs"])}, len(total))
 
@@ -231,7 +233,7 @@ def _with_votes(run: EvalRun, ledger: Ledger | None, row: Row | None) -> dict[st
         except OpenGRMError as error:
             run.damaged.append(str(error))
     shown["judgments"] = len(judgments)
-    shown["votes"] = [_vote(judgment, place < MOST_TEXTS) for place, judgment in enumerate(judgments[:MOST_VOTES])]
+    shown["votes"] = [_vote(judgment, at < MOST_TEXTS) for at, judgment in enumerate(judgments[:MOST_VOTES])]
     return shown
 
 

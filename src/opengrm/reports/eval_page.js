@@ -1,4 +1,29 @@
 "use strict";
+// Tables that are sorted by a click on a column's head: numbers first, largest on top.
+for (const table of document.querySelectorAll("table.sorted")) {
+  const body = table.tBodies[0];
+  if (body.rows.length < 2) continue;
+  const value = (row, i) => parseFloat(row.cells[i].textContent.replace(/,/g, ""));
+  [...table.tHead.rows[0].cells].forEach((head, i) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") === "descending";
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const rows = [...body.rows].sort((a, b) => {
+        const x = value(a, i), y = value(b, i);
+        if (Number.isNaN(x) && Number.isNaN(y))
+          return a.cells[i].textContent.localeCompare(b.cells[i].textContent) * (up ? -1 : 1);
+        if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;
+        return up ? x - y : y - x;
+      });
+      body.replaceChildren(...rows);
+    });
+  });
+}
 // The browser of items. All data reaches the page as text (textContent), never as HTML.
 (() => {
   const source = document.getElementById("items-data");

@@ -266,7 +266,8 @@ def _positions(run: EvalRun, name: str, several: bool) -> Html | str:
         table_of = shades(
             ["best stood at", *(f"named\n{p}" for p in named), "a tie", "no scores"], named, found.counts
         )
-        note = f"{found.judgments:,} single judgments of {found.items:,} labelled items with {found.n} responses; rows in %."
+        note = f"{found.judgments:,} single judgments of {found.items:,} labelled items with {found.n} responses; rows"
+        note += " in %."
         parts.append(f"{table_of}{small(note)}")
     title = f"Confusion by position: {run.label}" if several else "Confusion by position"
     return Html(f"<h3>{cell(title)}</h3>{''.join(parts)}") if parts else ""

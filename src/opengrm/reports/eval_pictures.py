@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from opengrm.reports.eval_charts import log_ticks, short
 from opengrm.reports.eval_run import EvalRun, interval, number, read_runs, rows, text
 from opengrm.reports.page import cut, visible
 
@@ -58,9 +59,10 @@ def _curves(run: EvalRun, name: str) -> Any:
         axes.set_xscale("log", base=2)
         if key == "k":
             axes.set_xticks(x, [f"{value:g}" for value in x])
-            axes.set_xticks([], minor=True)
         else:
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            ticks = log_ticks(min(x), max(x))
+            axes.set_xticks(ticks, [short(value) for value in ticks])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel(AXES[key])
         axes.set_ylabel("accuracy (%)")
         axes.grid(alpha=0.3)
@@ -92,7 +94,7 @@ def _subsets(run: EvalRun, name: str) -> Any:
 
 def _plain(name: str) -> str:
     """A name as matplotlib draws it: a dollar sign would begin a formula."""
-    return cut(visible(name), 60).replace("$", r"\$")
+    return cut(" ".join(visible(name).split()), 60).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Any:

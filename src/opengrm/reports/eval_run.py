@@ -49,8 +49,8 @@ class EvalRun:
     damaged: list[str] = field(default_factory=list)
 
     def file(self, benchmark: str, name: str) -> Path:
-        """A file of a benchmark; the name of a benchmark is data, and leads nowhere out of the run's folder."""
-        return self.folder / re.sub(r"[/\\\\\0]|^\.+", "_", benchmark)[:100] / name
+        """A file of a benchmark."""
+        return place(self.folder, benchmark, name)
 
     def items(self, benchmark: str) -> Iterator[Row]:
         """The lines of a benchmark's items; none where there is no file, up to one that cannot be read."""
@@ -64,6 +64,11 @@ class EvalRun:
             self.damaged.append(f"{benchmark}/{ITEMS}")
 
 
+def place(folder: Path, benchmark: str, name: str) -> Path:
+    """A file of a benchmark; its name is data, and leads nowhere out of the run's folder."""
+    return folder / re.sub(r"[/\\\\\0]|^\.+", "_", benchmark)[:100] / name
+
+
 def read_runs(folders: list[Path]) -> list[EvalRun]:
     """The runs in these folders, with labels that tell them apart.
 
@@ -72,13 +77,13 @@ def read_runs(folders: list[Path]) -> list[EvalRun]:
     """
     found = [(folder, _result(folder)) for folder in folders]
     places = [folder.resolve() for folder in folders]
-    for place, folder in zip(places, folders, strict=True):
-        if places.count(place) > 1:
+    for at, folder in zip(places, folders, strict=True):
+        if places.count(at) > 1:
             raise UsageError(f"{folder}: is given twice")
-    names = [text(result.get("name")) or place.name for place, (_, result) in zip(places, found, strict=True)]
+    names = [text(result.get("name")) or at.name for at, (_, result) in zip(places, found, strict=True)]
     runs = []
-    for place, name, (folder, result) in zip(places, names, found, strict=True):
-        label = name if names.count(name) == 1 else f"{name} ({place.name})"
+    for at, name, (folder, result) in zip(places, names, found, strict=True):
+        label = name if names.count(name) == 1 else f"{name} ({at.name})"
         if label in [run.label for run in runs]:
             label = f"{label} {len(runs) + 1}"
         benchmarks = {str(bench): table(figures) for bench, figures in table(result.get("benchmarks")).items()}
