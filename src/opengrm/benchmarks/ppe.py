@@ -7,10 +7,10 @@
 
 Rules. Preference: accuracy over the pairs with a winner. Correctness: accuracy over each data set's `conflict_pairs`
 (one right, one wrong), and the plain mean of the five data sets. Best-of-k curve: the expected correctness of the
-response that the scores pick among k random ones of the 32, exact over all subsets, ties shared; `end` is its value at
-32, `max` its highest, `loss` its mean squared distance to the curve of a perfect judge (the paper's three best-of-k
-measures, arXiv 2410.14872, by its description: not checked against the authors' code); `auc` is the mean ROC-AUC within
-prompts.
+response that the scores pick among k random ones of the 32, exact over all subsets, ties shared; `end` is its value
+at 32, `max` its highest, `loss` its mean squared distance to the curve of a perfect judge (the paper's three best-of-k
+measures, arXiv 2410.14872, by its description: not checked against the authors' code); `auc` is the mean ROC-AUC
+within prompts.
 
 Traps: rows whose winner is neither model are ties, which have no accuracy: they are not read. A row does not say which
 data set it is of; its file or hub name has to (mmlu, math, gpqa, ifeval, mbpp). Judges that compare see each conflict

@@ -8,7 +8,7 @@ binary error detection instead. An item's credit is the share of items with the 
 rightly (ties half), so that the mean over either label is the AUC. Without a verdict: half (at chance), or left out.
 
 Traps: the data come as data.zip, whose password the authors give in their README so that the rows do not stand in
-plain text on the net: the archive is read as it is and never unpacked to disk. Their README calls the label `label`,
+plain text on the net: the archive is read as it is and never unpacked to disk; its example.jsonl repeats three rows. Their README calls the label `label`,
 the files `error_label`. Task names differ between files; both labels must be there for an AUC.
 """
 
@@ -31,6 +31,8 @@ from opengrm.jsonl import OnBad, Row, read_rows
 from opengrm.rows import realmistake
 
 PASSWORD = b"open-realmistake"
+TASKS = ("math_problem_generation", "finegrained_fact_verification", "answerability_classification")
+SIZES = {f"{t}/{m}": n for t in TASKS for m, n in (("gpt-4-0613", 140), ("meta-llama/Llama-2-70b-chat-hf", 160))}
 
 
 def read(path: Path, on_bad: OnBad | None) -> Iterator[tuple[str, str, Row]]:
@@ -42,7 +44,7 @@ def read(path: Path, on_bad: OnBad | None) -> Iterator[tuple[str, str, Row]]:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in sorted(archive.namelist()):
-                if not member.endswith(".jsonl") or "__MACOSX" in member:
+                if not member.endswith(".jsonl") or Path(member).name in ("example.jsonl", "sample.jsonl"):
                     continue
                 with archive.open(member, pwd=PASSWORD) as raw:
                     for number, line in enumerate(io.TextIOWrapper(raw, encoding="utf-8"), start=1):
@@ -85,7 +87,7 @@ def credit(outcome: Outcome) -> float | None:
 
 
 def finish(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The credit of each item with a verdict: the share of those of the other label that it is on the right side of."""
+    """The credit of each item with a verdict: the share of the other label's that it is on the right side of."""
     sides = {
         label: np.sort([o.scores[0] for o in outcomes if o.scores is not None and o.target.label == label])
         for label in (0.0, 1.0)
@@ -127,6 +129,7 @@ BENCHMARK = Benchmark(
     version="psunlpgroup/ReaLMistake, data.zip, 900 rows",
     licence="CC BY-SA 4.0",
     source="https://github.com/psunlpgroup/ReaLMistake (arXiv 2404.03602)",
+    sizes=SIZES,
     convert=convert,
     rule=rule,
     credit=credit,

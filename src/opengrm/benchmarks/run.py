@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opengrm.benchmarks.base import Benchmark, Outcome, Target, by_subset, plain_mean, share, share_of
+from opengrm.errors import UsageError
 from opengrm.items import Item
 from opengrm.judgments import Judgment
 from opengrm.voting.bias import position_bias
@@ -74,7 +75,7 @@ def gather(
 
     Raises:
         BadRow: a judgment has another number of scores than its item has responses.
-        UsageError: with `pool=False`, a sample of an item is there twice.
+        UsageError: with `pool=False`, judgments of several sources, or a sample of an item that is there twice.
     """
     found, sizes = Gathered(), _Sizes()
 
@@ -85,6 +86,8 @@ def gather(
             yield item
 
     recorded = collect(judging(watched()), sizes, pool=pool, on_bad=on_bad)
+    if not pool and len(recorded) > 1:
+        raise UsageError(f"judgments of {len(recorded)} judges or settings are mixed: give those of one")
     found.blocks = tuple(block for source in recorded for block in source.blocks)
     return found
 

@@ -68,17 +68,19 @@ if TYPE_CHECKING:
     from opengrm.voting.guided import Rule
 
 LEDGER, RESULT, ITEMS = "judgments.ledger.db", "eval.json", "items.jsonl"
-RUN = "Run"
+RUN, GIVEN = "Run", "Judgments that are there"
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A benchmark, where its rows are, and which of its items take part."""
+    """A benchmark, where its rows are, and which of its items take part (all where `drawn` is None)."""
 
     benchmark: Benchmark
     data: str
     counts: Counter[str]
     drawn: frozenset[str] | None
+    chosen: Chosen | None
+    as_pairs: bool
 
     @property
     def items(self) -> int:
@@ -87,6 +89,11 @@ class _Source:
     @property
     def partial(self) -> bool:
         return self.drawn is not None or self.benchmark.missing_rows(self.counts) > 0
+
+    def read(self) -> Iterator[Item]:
+        """The items that take part; bad rows were reported before."""
+        usable = _usable(self.benchmark, self.data, self.chosen, bad_rows("skip"), self.as_pairs)
+        return (item for item in usable if self.drawn is None or item.id in self.drawn)
 
 
 def evaluate(
@@ -151,43 +158,57 @@ def evaluate(
         opengrm eval all --data hub --judge bt --model bt/model -o runs/my-bt
     """
     from opengrm.cli.judges import Options, choose_judge
+    from opengrm.ledger import Ledger
+    from opengrm.voting.guided import rule_name
 
+    if judgments is not None and scores is not None:
+        raise UsageError("give either --judgments or --scores")
+    given = judgments or scores
+    if given is not None and (k is not None or ledger is not None or meta is not None):
+        raise UsageError("-k, --ledger and --meta are for judging, not for --judgments and --scores")
     settings = engine_settings(
         engine, base_url, batch, concurrency, timeout, device, dtype, trust_remote_code, chat_template_kwargs,
         extra_body, engine_option,
     )  # fmt: skip
     options = Options(model, template, settings, temperature, top_p, max_tokens, orders, [], head)
-    chosen = choose_judge(by, options)
-    rule = voting_rule(
-        reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
-    )
+    chosen = choose_judge(by, options) if given is None else None
+    plain = reduce or ("meta" if meta is not None else "sum" if chosen is None else chosen.paradigm.reduce)
+    rule = voting_rule(plain, k_meta, meta_threshold, meta_weights)
+    as_pairs = form == "pairs" or (form == "auto" and chosen is not None and chosen.compares)
+    sources = [
+        _checked(benchmark, place, chosen, on_bad, limit, as_pairs)
+        for benchmark, place in _placed(benchmarks, data or [])
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    if chosen is None:
+        assert given is not None
+        about: dict[str, Any] = {"judge": None, "model": None, "given": given.name, "reduce": rule_name(rule)}
+        run = _Run(output, name or given.name, {**about, "limit": limit})
+        for source in sources:
+            run.add(source, _given(source, given, on_bad), rule)
+        run.show(as_json)
+        return
     k = votes(k, chosen.paradigm)
     open_meta = meta_opener(meta, meta_template, device, dtype, trust_remote_code)
-    sources = [
-        _checked(benchmark, place, chosen, on_bad, limit) for benchmark, place in _placed(benchmarks, data or [])
-    ]
-    from opengrm.ledger import Ledger
-    from opengrm.voting.guided import rule_name
-
-    output.mkdir(parents=True, exist_ok=True)
     about = {
         "judge": by, "model": model, "template": template, "k": k, "temperature": temperature, "top_p": top_p,
         "max_tokens": max_tokens, "orders": orders, "reduce": rule_name(rule), "meta": meta, "engine": engine,
-        "limit": limit,
+        "form": "pairs" if as_pairs else "lists", "limit": limit,
     }  # fmt: skip
     run = _Run(output, name or f"{by} {model}", about)
+    place = ledger or output / LEDGER
     with ExitStack() as stack:
-        kept = stack.enter_context(Ledger(ledger or output / LEDGER))
+        kept = stack.enter_context(Ledger(place))
         judging = _Judging(chosen.open(kept, stack), open_meta(kept, stack), kept, k)
-        show = stack.enter_context(progress("judging", k * sum(source.items for source in sources), quiet=quiet))
-        judging.show = show
+        judging.show = stack.enter_context(
+            progress("judging", k * sum(source.items for source in sources), quiet=quiet)
+        )
         for source in sources:
             try:
-                gathered = judging.gather(source, chosen)
+                gathered = judging.gather(source)
             except KeyboardInterrupt:
-                where = ledger or output / LEDGER
-                print(f"interrupted; {len(kept):,} judgments are in {where}: run the same command to go on",
-                      file=sys.stderr)  # fmt: skip
+                said = f"interrupted; {len(kept):,} judgments are in {place}: run the same command to go on"
+                print(said, file=sys.stderr)
                 raise
             run.settings.update({key: value for key, value in judging.seen.items() if value is not None})
             run.add(source, gathered, rule)
@@ -224,14 +245,16 @@ def _placed(names: str, data: list[str]) -> list[tuple[Benchmark, str]]:
     return [(BENCHMARKS[name], own.get(name) or common[0]) for name in dict.fromkeys(wanted)]
 
 
-def _checked(benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Bad, limit: int | None) -> _Source:
+def _checked(
+    benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Bad, limit: int | None, as_pairs: bool
+) -> _Source:
     """Every row read once, before a model is loaded: what is bad, how many items there are, and which are drawn."""
     import hashlib
 
     skipped = bad_rows(on_bad)
     counts: Counter[str] = Counter()
     places: list[tuple[bytes, bytes, str]] = []
-    for item in _usable(benchmark, data, chosen, skipped):
+    for item in _usable(benchmark, data, chosen, skipped, as_pairs):
         counts[benchmark.subset(item)] += 1
         if limit is not None:
             group, own = (
@@ -242,16 +265,16 @@ def _checked(benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Bad
     if not counts:
         raise UsageError(f"{data}: no item of {benchmark.title} to judge")
     drawn = None if limit is None or limit >= len(places) else frozenset(name for *_, name in sorted(places)[:limit])
-    return _Source(benchmark, data, counts, drawn)
+    return _Source(benchmark, data, counts, drawn, chosen, as_pairs)
 
 
 def _usable(
-    benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Callable[[BadRow], None]
+    benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Callable[[BadRow], None], as_pairs: bool
 ) -> Iterator[Item]:
     """The benchmark's items that the judge can be shown; every other row goes to `on_bad` with its place."""
     from opengrm.benchmarks.files import load
 
-    for where, item in load(benchmark, data, on_bad, as_pairs=chosen is not None and chosen.compares):
+    for where, item in load(benchmark, data, on_bad, as_pairs=as_pairs):
         try:
             if chosen is not None:
                 chosen.shown(item)
@@ -259,6 +282,33 @@ def _usable(
             on_bad(BadRow(where, f"{chosen.reads if chosen else ''}: {error}"))
             continue
         yield item
+
+
+def _given(source: _Source, path: Path, on_bad: Bad) -> Gathered:
+    """The judgments of a file or a ledger that are of the benchmark's items."""
+    from opengrm.benchmarks.given import given_judgments
+    from opengrm.benchmarks.run import gather
+    from opengrm.cli.options import is_ledger
+    from opengrm.ledger import Ledger
+
+    skipped = bad_rows(on_bad)
+
+    def judging(items: Iterable[Item]) -> Iterator[Judgment]:
+        known = {item.id for item in items}
+        with ExitStack() as stack:
+            if is_ledger(path):
+                rows = stack.enter_context(Ledger(path, create=False)).judgments()
+            else:
+                rows = given_judgments(path, skipped)
+            yield from (row for row in rows if row.item in known)
+
+    found = gather(source.benchmark, source.read(), judging, skipped, pool=False)
+    skipped.report()
+    if not found.judgments:
+        raise UsageError(
+            f"{path}: no judgment of an item of {source.benchmark.title}; ids are like {next(iter(found.targets))!r}"
+        )
+    return found
 
 
 @dataclass
@@ -276,13 +326,11 @@ class _Judging:
     def __post_init__(self) -> None:
         self.seen: dict[str, Any] = {}
 
-    def gather(self, source: _Source, chosen: Chosen) -> Gathered:
+    def gather(self, source: _Source) -> Gathered:
         """Judge the benchmark's items."""
         from opengrm.benchmarks.run import gather
 
-        usable = _usable(source.benchmark, source.data, chosen, bad_rows("skip"))
-        items = (item for item in usable if source.drawn is None or item.id in source.drawn)
-        found = gather(source.benchmark, items, self._judgments)
+        found = gather(source.benchmark, source.read(), self._judgments)
         for item, seconds in self.ledger.seconds().items():
             if item in found.targets:
                 found.seconds[item] = seconds
@@ -312,13 +360,19 @@ class _Run:
 
     def add(self, source: _Source, gathered: Gathered, how: Rule) -> None:
         """Score one benchmark and write all that there is so far."""
+        from opengrm.benchmarks.rewardbench_files import write_files
         from opengrm.benchmarks.run import outcomes, report
         from opengrm.jsonl import write_rows
+        from opengrm.reports.eval_items import keep_shown
 
         found = outcomes(source.benchmark, gathered, how)
         folder = self.folder / source.benchmark.name
         folder.mkdir(exist_ok=True)
         write_rows(folder / ITEMS, (outcome.to_json() for outcome in found))
+        keep_shown(self.folder, source.benchmark.name, source.read())
+        if source.benchmark.name in ("rewardbench", "rewardbench-2"):
+            model, judge = (str(self.settings.get(key) or "given") for key in ("model", "judge"))
+            write_files(folder / "rewardbench", found, source.read(), model, judge)
         self.benchmarks[source.benchmark.name] = report(source.benchmark, gathered, found, how, source.partial)
         self.write()
 
@@ -339,7 +393,10 @@ class _Run:
         part.replace(self.folder / RESULT)
 
     def show(self, as_json: bool) -> None:
-        """Print the figures."""
+        """Write the page and print the figures."""
+        from opengrm.reports.eval_page import write_page
+
+        page = write_page([self.folder])
         if as_json:
             print((self.folder / RESULT).read_text(encoding="utf-8"), end="")
             return
@@ -355,7 +412,7 @@ class _Run:
             for name, found in self.benchmarks.items()
         ]
         print_table(self.name, rows)
-        print(f"figures: {self.folder / RESULT}", file=sys.stderr)
+        print(f"figures: {self.folder / RESULT}; page: {page}", file=sys.stderr)
 
 
 def _percent(value: float | None) -> str:

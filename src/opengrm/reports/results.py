@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -51,6 +52,15 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def finite_json(text: str) -> Any:
+    """JSON in which whatever is no finite number is not known: None. Raises ValueError where it is not JSON."""
+    return json.loads(
+        text,
+        parse_constant=lambda _: None,
+        parse_float=lambda digits: x if math.isfinite(x := float(digits)) else None,
+    )
 
 
 def command_line() -> str:
