@@ -1,9 +1,9 @@
-"""Judgments and scores that somebody else made, and RewardBench's own result files, as judgments of a benchmark's items.
+"""Judgments and scores that somebody else made, and RewardBench's own result files, as judgments.
 
 Read are, told apart by their keys:
 
-    {"item": "alpacaeval-easy/30", "scores": [2.5, -1.0]}            judgments, scores; "id" for "item"; null is missing
-    {"id": "i", "score": 0.7}                                        the score of a single response
+    {"item": "alpacaeval-easy/30", "scores": [2.5, -1.0]}   judgments or scores; also "id" for "item"; null is missing
+    {"id": "i", "score": 0.7}                               the score of a single response
     {"subset": [..], "id": [..], "scores_chosen": [..], "scores_rejected": [..]}   RewardBench 1, a scalar model
     {"subset": [..], "id": [..], "results": [..]}                    RewardBench 1, a generative one: 1, 0.5 or 0
     {"subset": [..], "id": [..], "scores": [[..], ..]}               RewardBench 2: one list a prompt

@@ -8,8 +8,9 @@ binary error detection instead. An item's credit is the share of items with the 
 rightly (ties half), so that the mean over either label is the AUC. Without a verdict: half (at chance), or left out.
 
 Traps: the data come as data.zip, whose password the authors give in their README so that the rows do not stand in
-plain text on the net: the archive is read as it is and never unpacked to disk; its example.jsonl repeats three rows. Their README calls the label `label`,
-the files `error_label`. Task names differ between files; both labels must be there for an AUC.
+plain text on the net: the archive is read as it is and never unpacked to disk; its example.jsonl repeats three rows.
+Their README calls the label `label`, the files `error_label`. Task names differ between files; both labels must be
+there for an AUC.
 """
 
 from __future__ import annotations

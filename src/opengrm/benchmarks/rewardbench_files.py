@@ -35,7 +35,8 @@ def write_files(folder: Path, outcomes: Sequence[Outcome], items: Iterable[Item]
     parts = [re.sub(r"[^\w.\-]+", "_", part).strip(".") or "_" for part in model.replace("\\", "/").split("/") if part]
     org, name = ["local", *parts][-2:] if parts else ("local", "model")
     head: dict[str, Any] = {
-        "model": f"{org}/{name}", "model_type": MODEL_TYPES.get(judge, "Custom Classifier"), "chat_template": "tokenizer",
+        "model": f"{org}/{name}", "model_type": MODEL_TYPES.get(judge, "Custom Classifier"),
+        "chat_template": "tokenizer",
     }  # fmt: skip
     half = head["model_type"] == "Generative RM"
     results = {o.target.item: _result(o, half) for o in outcomes}

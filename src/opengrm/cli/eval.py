@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -117,6 +117,26 @@ def evaluate(
     name: Annotated[
         str | None, typer.Option(help="How reports call the run. Default: the judge and its model.")
     ] = None,
+    judgments: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score these judgments instead of judging: JSON Lines, a ledger, or RewardBench's per-item files.",
+            rich_help_panel=GIVEN,
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            help='Score these scores: {"item", "scores"} a line; the same as --judgments.', rich_help_panel=GIVEN
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["auto", "pairs", "lists"],
+        typer.Option(
+            help="How benchmarks of lists (PPE correctness, RMB) are shown: lists whole, or the pairs that their rules"
+            " compare. auto: pairs for judges that see responses beside one another, else lists."
+        ),
+    ] = "auto",
     by: By = "grm",
     model: Model = "nano",
     head: Head = None,
