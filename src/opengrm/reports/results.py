@@ -40,7 +40,7 @@ def write_result(
     path = Path(path)
     result: dict[str, Any] = {
         "name": path.stem,
-        "command": command or _command(),
+        "command": command or command_line(),
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),
@@ -63,7 +63,7 @@ def finite_json(text: str) -> Any:
     )
 
 
-def _command() -> str:
+def command_line() -> str:
     """This process's command line with paths cut to what a reader can run from the repository's root."""
     program = Path(sys.argv[0])
     name = "opengrm" if program.name in ("opengrm", "__main__.py") else os.path.relpath(program)
