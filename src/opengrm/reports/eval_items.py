@@ -142,7 +142,7 @@ def _of_benchmark(runs: Sequence[EvalRun], name: str, most: int) -> _Part:
     for run in runs:
         path = run.file(name, SHOWN)
         if path.is_file():
-            kept = [row for _, row in read_rows(path, lambda bad, run=run: run.damaged.append(f"{name}/{bad.where}"))]
+            kept = [row for _, row in read_rows(path, run.bad(name))]
             texts.update((text(row.get("id")), row) for row in kept)
             chosen.append(iter([text(row.get("id")) for row in kept]))
         elif name in run.benchmarks:
@@ -248,7 +248,7 @@ def _vote(judgment: Judgment, with_text: bool) -> dict[str, Any]:
         "by": visible(" · ".join(part[:100] for part in (judgment.model, judgment.template) if part)),
     }
     if with_text:
-        shown["said"] = [[kind, _short(part)] for kind, part in said(judgment) if part.strip()]
+        shown["said"] = [[kind, _short(part.strip("\n"))] for kind, part in said(judgment) if part.strip()]
     return {key: value for key, value in shown.items() if value is not None}
 
 

@@ -71,7 +71,7 @@ for (const table of document.querySelectorAll("table.sorted")) {
     const marks = make("span", "marks");
     for (const run of item.runs) {
       const outcome = run ? run.outcome : "missing";
-      const mark = make("span", "mark " + outcome, MARKS[outcome]);
+      const mark = make("span", "mark " + outcome, run ? MARKS[outcome] : "·");
       mark.title = run ? NAMES[outcome] : "not in this run";
       marks.append(mark);
     }
@@ -118,14 +118,19 @@ for (const table of document.querySelectorAll("table.sorted")) {
   const heading = (text, level) => make(level || "h4", "", text);
 
   const responses = (item) => {
-    const run = chosenRuns(item)[0];
-    const scores = (run && run.scores) || [], top = Math.max(...scores.filter(known));
+    const scored = item.runs.map((run, place) => [run, data.runs[place]]).filter(([run]) => run && run.scores);
+    const top = (run) => Math.max(...run.scores.filter(known));
     const boxes = (item.responses || []).map((text, i) => {
       const head = make("h5", "", `Response ${i + 1}`);
       if (item.best === i) head.append(" ", make("span", "tag best", "labelled best"));
-      if (scores.length > 1 && scores[i] === top) head.append(" ", make("span", "tag", "top score"));
+      const first = ([run]) => run.scores.length > 1 && run.scores[i] === top(run);
+      if (scored.some(first)) {
+        const by = several ? ": " + scored.filter(first).map(([, label]) => label).join(", ") : "";
+        head.append(" ", make("span", "tag", "top score" + by));
+      }
       const notes = [];
-      if (known(scores[i])) notes.push(`score ${round(scores[i])}`);
+      for (const [run, label] of scored)
+        if (known(run.scores[i])) notes.push(`score ${round(run.scores[i])}` + (several ? ` (${label})` : ""));
       if (item.rewards && known(item.rewards[i])) notes.push(`label ${round(item.rewards[i])}`);
       return make("div", "response", head, make("small", "", notes.join(" · ")), block(text || "(empty)"));
     });

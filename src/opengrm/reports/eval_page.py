@@ -127,11 +127,11 @@ def _leaderboard(runs: Runs, names: Sequence[str]) -> Html:
 
 def _result_line(name: str, figures: Row) -> list[str]:
     cost, items = table(figures.get("cost")), number(figures.get("items"))
-    per_item = lambda key: None if not items or (x := number(cost.get(key))) is None else x / items  # noqa: E731
+    tokens, seconds = (number(cost.get(key)) for key in ("completion_tokens", "seconds"))
     return [
         name, _overall(figures), count(items), count(number(figures.get("missing"))),
-        count(number(cost.get("judgments"))), decimals(per_item("completion_tokens"), 1),
-        decimals(per_item("seconds"), 3),
+        count(number(cost.get("judgments"))), decimals(tokens / items if tokens is not None and items else None, 1),
+        decimals(seconds / items if seconds is not None and items else None, 3),
     ]  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def _metric(name: str, value: Any) -> str:
 
 def _subsets(judged: Sequence[tuple[int, EvalRun]], name: str, several: bool) -> Html | str:
     """A bar for each subset and run."""
-    by_subset: dict[str, list[tuple[int, EvalRun, Row]]] = {}
+    by_subset: dict[str, list[tuple[int, EvalRun, dict[str, Any]]]] = {}
     for place, run in judged:
         for row in rows(_figures(run, name).get("subsets")):
             by_subset.setdefault(text(row.get("subset")), []).append((place, run, row))

@@ -42,18 +42,18 @@ def write_pictures(folder: str | Path) -> list[Path]:
 
 def _curves(run: EvalRun, name: str) -> Any:
     """The figure of a benchmark's curves; None without any."""
-    found = {}
-    for key in AXES:
-        points = [
-            (number(row.get(key)), interval(row.get("accuracy"))) for row in rows(run.benchmarks[name].get("by_k"))
-        ]
-        found[key] = sorted((x, y["mean"], y["low"], y["high"]) for x, y in points if x is not None and x > 0 and y)
-    found = {key: points for key, points in found.items() if points}
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    for row in rows(run.benchmarks[name].get("by_k")):
+        y = interval(row.get("accuracy"))
+        for key in AXES:
+            x = number(row.get(key))
+            if x is not None and x > 0 and y is not None:
+                found.setdefault(key, []).append((x, y["mean"], y["low"], y["high"]))
     if not found:
         return None
     figure = _figure(3.6 * len(found) + 0.4, 3.4)
     for axes, (key, points) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-        x, mean, low, high = zip(*points, strict=True)
+        x, mean, low, high = ([point[i] for point in sorted(points)] for i in range(4))
         axes.plot(x, [100 * value for value in mean], marker="o", markersize=4)
         axes.fill_between(x, [100 * value for value in low], [100 * value for value in high], alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)

@@ -1,8 +1,8 @@
 """Confusion by position: where the labelled best response stood, and which position the judgment named.
 
 A judge that reads well names the position where the best stood, whatever that was; one that prefers a position fills
-that column. Single judgments are counted, not votes, since a vote has no order. Needs items with a label (`best` in
-items.jsonl) and the order of each judgment.
+that column. Single judgments are counted, not votes, since a vote has no order. Needs items with a `label`, the index
+of the best response, and the order of each judgment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from opengrm.errors import OpenGRMError
 from opengrm.ledger import Ledger
-from opengrm.reports.eval_run import LEDGER, EvalRun, text
+from opengrm.reports.eval_run import LEDGER, EvalRun, number, text
 
 MOST_ITEMS = 5_000  # looked at, drawn by a hash of their ids
 MOST_POSITIONS = 8  # of a table
@@ -38,13 +38,12 @@ class Confusion:
 def confusions(run: EvalRun, benchmark: str, most: int = MOST_ITEMS) -> list[Confusion]:
     """The tables of a benchmark, one for each number of responses 2 ... 8; none without labels or a ledger."""
     labelled = (
-        (hashlib.blake2b(name.encode(errors="replace"), digest_size=8).digest(), name, best, n)
+        (hashlib.blake2b(name.encode(errors="replace"), digest_size=8).digest(), name, int(label or 0), n)
         for row in run.items(benchmark)
         if (name := text(row.get("item")))
         and isinstance(n := row.get("n"), int)
         and 2 <= n <= MOST_POSITIONS
-        and isinstance(best := row.get("best"), int)
-        and 0 <= best < n
+        and (label := number(row.get("label"))) in range(n)
     )
     drawn = heapq.nsmallest(most, labelled)
     if not drawn or not (run.folder / LEDGER).is_file():

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opengrm.errors import OpenGRMError, UsageError
+from opengrm.errors import BadRow, OpenGRMError, UsageError
 from opengrm.jsonl import read_rows
 from opengrm.reports.results import finite_json
 
@@ -52,13 +52,17 @@ class EvalRun:
         """A file of a benchmark."""
         return place(self.folder, benchmark, name)
 
+    def bad(self, benchmark: str) -> Callable[[BadRow], None]:
+        """What to do with a line that cannot be read: name it on the page."""
+        return lambda row: self.damaged.append(f"{benchmark}/{Path(row.where).name}")
+
     def items(self, benchmark: str) -> Iterator[Row]:
         """The lines of a benchmark's items; none where there is no file, up to one that cannot be read."""
         path = self.file(benchmark, ITEMS)
         if not path.is_file():
             return
         try:
-            for _, row in read_rows(path, lambda bad: self.damaged.append(f"{benchmark}/{bad.where}")):
+            for _, row in read_rows(path, self.bad(benchmark)):
                 yield row
         except OpenGRMError:
             self.damaged.append(f"{benchmark}/{ITEMS}")
@@ -81,7 +85,7 @@ def read_runs(folders: list[Path]) -> list[EvalRun]:
         if places.count(at) > 1:
             raise UsageError(f"{folder}: is given twice")
     names = [text(result.get("name")) or at.name for at, (_, result) in zip(places, found, strict=True)]
-    runs = []
+    runs: list[EvalRun] = []
     for at, name, (folder, result) in zip(places, names, found, strict=True):
         label = name if names.count(name) == 1 else f"{name} ({at.name})"
         if label in [run.label for run in runs]:
