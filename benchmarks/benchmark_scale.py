@@ -4,8 +4,8 @@
 
 Rows in PPE's schema are made up (texts of the length of real ones), as are the scores, so that all that is measured is
 `opengrm eval ppe-preference,ppe-correctness --scores FILE`: reading and checking every row twice, voting, both rules
-with their best-of-k curves, and writing the run's folder and page. Seconds and the largest resident memory are those of
-the whole process.
+with their best-of-k curves, and writing the run's folder and page. Seconds and the largest resident memory are those
+of the whole process.
 """
 
 from __future__ import annotations

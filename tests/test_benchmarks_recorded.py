@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded_data import tar_members
+from recorded_data import json_lines_gz, pandalm_rows, tar_members
 
 from opengrm.benchmarks import BENCHMARKS, Outcome, Target
 from opengrm.benchmarks.files import load
 from opengrm.benchmarks.llmbar import games
+from opengrm.benchmarks.ppe import best_of
 from opengrm.benchmarks.realmistake import detection
 
 ONE_HOT = {"1": (1.0, 0.0), "2": (0.0, 1.0), None: None}
@@ -125,3 +126,36 @@ def test_rm_bench_rows(data_dir: Path) -> None:
     assert counts == {name: size for name, size in benchmark.sizes.items() if name != "math"}
     assert len(clusters) == 798
     assert benchmark.missing_rows(counts) == 529 * 9
+
+
+def test_pandalm_published_figures(data_dir: Path) -> None:
+    """Accuracy and macro precision, recall and F1 of both judges against the majority of three people."""
+    benchmark = BENCHMARKS["pandalm"]
+    rows = list(pandalm_rows(data_dir))
+    targets = [benchmark.target(item) for row in rows for item in benchmark.convert(row, "")]
+    assert Counter(t.facts["majority"] for t in targets) == {2: 472, 1: 422, 0: 105}
+    scores = {"1": (1.0, 0.0), "2": (0.0, 1.0), "Tie": (0.5, 0.5)}
+    published = {"gpt_result": (0.7107, 0.5879, 0.5736, 0.5755), "pandalm_result": (0.6677, 0.5738, 0.5750, 0.5743)}
+    for judge, figures in published.items():
+        found = benchmark.figures(
+            [benchmark.outcome(t, scores.get(str(row[judge]))) for t, row in zip(targets, rows, strict=True)]
+        ).metrics
+        ours = [found[name] for name in ("accuracy_published", "precision", "recall", "f1")]
+        assert [round(value, 4) for value in ours] == list(figures), judge
+
+
+def test_gsm8k_lists_of_four(data_dir: Path) -> None:
+    """Four models' solutions as lists of four: each model alone, the best of four, and a blind pick."""
+    models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    rows = json_lines_gz(data_dir / "gsm8k" / "example_model_solutions.jsonl.gz")
+    right = [[float(row[model]["is_correct"]) for model in models] for row in rows]
+    assert len(right) == 1319
+
+    def percent(values: list[float]) -> float:
+        return round(100 * sum(values) / len(values), 2)
+
+    alone = [percent([best_of([float(i == j) for i in range(4)], r)[-1] for r in right]) for j in range(4)]
+    assert alone == [21.68, 39.04, 34.72, 56.25]
+    assert percent([best_of(r, r)[-1] for r in right]) == 67.25
+    assert percent([best_of(None, r)[1] for r in right]) == pytest.approx(sum(alone) / 4, abs=0.01)
+    assert sum(0 < sum(r) < 4 for r in right) == 731
