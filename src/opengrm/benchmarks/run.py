@@ -162,10 +162,9 @@ def _games(block: Block, mask_K: Bools, how: Rule) -> list[tuple[tuple[float, ..
 
 def _sum(tokens_IK: npt.NDArray[np.int64]) -> list[int | None]:
     """Tokens of each item; None where a judgment's are not known."""
-    sums = tokens_IK.sum(axis=1).tolist()
-    return [
-        None if unknown else total for total, unknown in zip(sums, (tokens_IK < 0).any(axis=1).tolist(), strict=True)
-    ]
+    sums: list[int] = tokens_IK.sum(axis=1).tolist()
+    unknown_I: list[bool] = np.asarray((tokens_IK < 0).any(axis=1)).tolist()
+    return [None if unknown else total for total, unknown in zip(sums, unknown_I, strict=True)]
 
 
 def report(
