@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opengrm.benchmarks import judgebench, llmbar, ppe, realmistake, rewardbench, rewardbench2, rm_bench, rmb
+from opengrm.benchmarks import (
+    judgebench,
+    llmbar,
+    pandalm,
+    ppe,
+    realmistake,
+    rewardbench,
+    rewardbench2,
+    rm_bench,
+    rmb,
+)
 from opengrm.benchmarks.base import Benchmark, Figures, Outcome, Target, score
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -19,6 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         judgebench.BENCHMARK,
         realmistake.BENCHMARK,
         llmbar.BENCHMARK,
+        pandalm.BENCHMARK,
     )
 }
 PAPER = ("rewardbench", "ppe-preference", "ppe-correctness", "rmb")  # what the SPCT paper's overall is the mean of

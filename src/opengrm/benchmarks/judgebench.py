@@ -50,7 +50,7 @@ def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """Categories, overall, and how the two games go together."""
     valid = [o for o in outcomes if o.scores is not None]
     metrics: dict[str, Any] = {name: share(own, valid_only) for name, own in by_subset(outcomes).items()}
-    metrics["both"] = share_of((o.target, float(len(wins(o)) == 2 and min(wins(o)) > 0)) for o in valid)
+    metrics["both"] = share_of((o.target, float(min(wins(o)) > 0)) for o in valid if len(wins(o)) == 2)
     metrics["consistent"] = share_of((o.target, float(len(set(wins(o))) == 1)) for o in valid if len(wins(o)) == 2)
     return Figures(mean_of(share(outcomes, valid_only)), metrics)
 

@@ -22,7 +22,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from opengrm.benchmarks.base import (
     Benchmark,
@@ -116,20 +120,18 @@ def best_of(scores: Sequence[float] | None, right: Sequence[float]) -> list[floa
         right: 1 or 0 for each response.
     """
     n = len(right)
-    scores = [0.0] * n if scores is None else scores
-    levels = sorted(set(scores), reverse=True)
-    curve = [0.0] * n
-    above = 0
-    for level in levels:
-        own = [r for s, r in zip(scores, right, strict=True) if s == level]
-        below = n - above
-        mean = sum(own) / len(own)
-        for k in range(1, n + 1):
-            # A subset's top is in this level if it has none above and not all below it.
-            chosen = math.comb(below, k) - math.comb(below - len(own), k)
-            curve[k - 1] += mean * chosen / math.comb(n, k)
-        above += len(own)
-    return curve
+    score_N = np.zeros(n) if scores is None else np.asarray(scores, dtype=np.float64)
+    _, level_N, counts_L = np.unique(-score_N, return_inverse=True, return_counts=True)
+    # What a level is worth stands at each of its ranks: a subset's top is equally likely any of those tied there.
+    worth_L = np.bincount(level_N, weights=np.asarray(right, dtype=np.float64)) / counts_L
+    found: list[float] = (np.repeat(worth_L, counts_L) @ _top_ranks(n)).tolist()
+    return found
+
+
+@lru_cache(maxsize=8)
+def _top_ranks(n: int) -> npt.NDArray[np.float64]:
+    """How likely the response at rank r (row) is the top of k random ones of n (column k - 1)."""
+    return np.array([[math.comb(n - 1 - r, k - 1) / math.comb(n, k) for k in range(1, n + 1)] for r in range(n)])
 
 
 def curve_figures(outcomes: Sequence[Outcome], valid_only: bool) -> dict[str, Any]:

@@ -118,9 +118,35 @@ def auc(outcomes: Sequence[Outcome], valid_only: bool) -> float | None:
     return (wins + 0.5 * (every - valid[0] * valid[1])) / every
 
 
+def detection(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The authors' figures of binary error detection, from scores of 1 (no error) and 0 (error).
+
+    A missing verdict is never correct in `accuracy`, and counts as "no error" in all the others, as in their files.
+    """
+    found = [(o.scores is not None, o.scores is not None and o.scores[0] == 0, o.target.label == 0) for o in outcomes]
+    total = len(found)
+    hit = sum(said and gold for _, said, gold in found)
+    said_error, gold_error = (sum(column) for column in ([s for _, s, _ in found], [g for _, _, g in found]))
+    precision = hit / said_error if said_error else 0.0
+    recall = hit / gold_error if gold_error else 0.0
+    return {
+        "accuracy": sum(valid and said == gold for valid, said, gold in found) / total,
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hit else 0.0,
+        "true_negative_rate": sum(not said and not gold for _, said, gold in found) / total,
+        "false_positive_rate": sum(said and not gold for _, said, gold in found) / total,
+        "false_negative_rate": sum(not said and gold for _, said, gold in found) / total,
+        "true_positive_rate": hit / total,
+    }
+
+
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
-    """AUC over all items, and within each task and model."""
+    """AUC over all items, and within each task and model; of 0/1 verdicts also the authors' own figures."""
     metrics: dict[str, Any] = {f"{name} auc": auc(own, valid_only) for name, own in by_subset(outcomes).items()}
+    scores = {o.scores[0] for o in outcomes if o.scores is not None}
+    if scores and scores <= {0.0, 1.0}:
+        metrics |= detection(outcomes)
     return Figures(auc(outcomes, valid_only), metrics)
 
 

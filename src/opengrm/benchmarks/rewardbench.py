@@ -30,9 +30,9 @@ from opengrm.benchmarks.base import (
     strict,
     weighted_mean,
 )
-from opengrm.items import Item
+from opengrm.items import Item, conversation
 from opengrm.jsonl import Row
-from opengrm.preferences import conversation, item_of, joined, text
+from opengrm.preferences import item_of, joined, text
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {

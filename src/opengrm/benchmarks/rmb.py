@@ -22,7 +22,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, Target, by_subset, plain_mean, share_of, squeezed
+from opengrm.benchmarks.base import (
+    Benchmark,
+    Figures,
+    Outcome,
+    Target,
+    by_subset,
+    mean_of,
+    plain_mean,
+    share_of,
+    squeezed,
+)
 from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import rmb_list, rmb_pair
@@ -67,9 +77,9 @@ def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     for name, own in by_subset(outcomes).items():
         argmax[name] = _part([(o, o.credit) for o in own], valid_only)
         products[name] = _part([(o, product(o)) for o in own], valid_only)
-    metrics: dict[str, Any] = {**argmax, "product": plain_mean(v and v["mean"] for v in products.values())}
+    metrics: dict[str, Any] = {**argmax, "product": plain_mean(mean_of(v) for v in products.values())}
     metrics |= {f"{name} product": value for name, value in products.items()}
-    return Figures(plain_mean(v and v["mean"] for v in argmax.values()), metrics)
+    return Figures(plain_mean(mean_of(v) for v in argmax.values()), metrics)
 
 
 def _part(credits: Sequence[tuple[Outcome, float | None]], valid_only: bool) -> dict[str, Any] | None:

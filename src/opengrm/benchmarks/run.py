@@ -162,8 +162,9 @@ def _games(block: Block, mask_K: Bools, how: Rule) -> list[tuple[tuple[float, ..
 
 def _sum(tokens_IK: npt.NDArray[np.int64]) -> list[int | None]:
     """Tokens of each item; None where a judgment's are not known."""
-    sums = tokens_IK.sum(axis=1).tolist()
-    return [None if unknown else total for total, unknown in zip(sums, (tokens_IK < 0).any(axis=1), strict=True)]
+    sums: list[int] = tokens_IK.sum(axis=1).tolist()
+    unknown_I: list[bool] = np.asarray((tokens_IK < 0).any(axis=1)).tolist()
+    return [None if unknown else total for total, unknown in zip(sums, unknown_I, strict=True)]
 
 
 def report(
@@ -185,7 +186,7 @@ def report(
         "licence": benchmark.licence,
         "partial": partial,
         "items": len(found),
-        "missing": sum(o.credit is None for o in found),
+        "missing": sum(o.scores is None for o in found),
         "tied": sum(bool(o.tied) for o in found),
         "overall": figures.overall,
         "overall_valid": valid.overall,
@@ -207,7 +208,7 @@ def _subset(name: str, own: Sequence[Outcome]) -> dict[str, Any]:
         "accuracy_valid": share(own, True),
         "chance": plain_mean(o.chance for o in own),
         "ties": sum(bool(o.tied) for o in own),
-        "missing": sum(o.credit is None for o in own),
+        "missing": sum(o.scores is None for o in own),
     }
 
 
