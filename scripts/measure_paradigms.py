@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -58,7 +59,7 @@ from opengrm.voting.revote import Labels, revote
 from opengrm.worlds.judge_rows import judge_rows
 
 BASE = "nano-base"
-VOTES, MAX_TOKENS, BATCH = 32, 192, 512
+PAIRS, VOTES, MAX_TOKENS, BATCH = 1000, 32, 192, 512
 RATE = 1e-3  # of everything that is fine-tuned, as in the recipe
 PASSES = 6  # of bt and pair over their pairs
 TIMED, ROUNDS = 300, 3
@@ -120,7 +121,7 @@ def train_cloud(folder: Path, grm: Path) -> None:
     critic = place / cloud.CRITIC / "model"
     own = Writer("critic", lambda: open_engine("transformers", str(critic), batch=BATCH), greedy)
     print(own_stage(items, place / cloud.OWN, template, own), flush=True)
-    joint = cloud.CloudSettings(learning_rate=RATE, batch=64, micro_batch=32, epochs=3)
+    joint = cloud.CloudSettings(learning_rate=RATE, batch=64, micro_batch=32, epochs=2)
     print(cloud.joint_stage(place, template, joint, on_step=of_total), flush=True)
 
 
@@ -165,6 +166,12 @@ def said(step: int, total: int, words: str) -> None:
 # --- judging ----------------------------------------------------------------------------------------------------
 
 
+def sets() -> dict[str, list[Item]]:
+    """The held-out items; of the pairs, half of those that SPCT is measured on."""
+    found = held_out()
+    return {**found, "pairs": found["pairs"][:PAIRS]}
+
+
 def models(folder: Path, grm: Path) -> dict[str, str]:
     """The trained model of each paradigm: a folder."""
     judge = str(folder / "llm" / "run" / "rl")
@@ -206,8 +213,11 @@ def judge(folder: Path, grm: Path) -> None:
             continue
         paradigm, rows, positions = PARADIGMS[name], [], {}
         (folder / "judged").mkdir(exist_ok=True)
-        with Ledger(folder / "judged" / f"{name}.ledger.db") as ledger:
-            for kind, items in held_out().items():
+        kept, known = folder / "judged" / f"{name}.ledger.db", grm / "evaluation" / "rl.ledger.db"
+        if name == "grm" and known.exists() and not kept.exists():
+            shutil.copy(known, kept)  # the same judgments under the same keys
+        with Ledger(kept) as ledger:
+            for kind, items in sets().items():
                 if not all(paradigm.takes(item.n) for item in items):
                     continue
                 labels = Labels.of(items)
@@ -227,7 +237,7 @@ def judge(folder: Path, grm: Path) -> None:
 
 def one_pass(model: str) -> dict[str, float]:
     """How often PairRM's two passes, one in each order, prefer the same response: what the sum of both hides."""
-    items = held_out()["pairs"]
+    items = sets()["pairs"]
     with Classifier(model) as classifier:
         template = PairTemplate(classifier.pair_template or "pair-compact")
         asked = [shown for i in items for shown in both_orders(template, i.prompt, *i.responses, None)]
@@ -242,7 +252,7 @@ def one_pass(model: str) -> dict[str, float]:
 
 def timed(folder: Path, grm: Path) -> None:
     """Seconds of one verdict on the same pairs: greedy, 8 votes and 32, each judge in turn, three rounds."""
-    items, rows = held_out()["pairs"][:TIMED], []
+    items, rows = sets()["pairs"][:TIMED], []
     for round_number in range(ROUNDS):
         for name, model in models(folder, grm).items():
             for heat, k in [(0.0, 1), (1.0, 8), (1.0, 32)] if PARADIGMS[name].sampled else [(0.0, 1)]:
