@@ -347,9 +347,9 @@ def test_a_full_disk_is_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_choices_are_the_librarys() -> None:
-    from opengrm.cli import judge, options
+    from opengrm.cli import judge_options, options
     from opengrm.engines import EngineKind
     from opengrm.voting import OrderKind, Reducer
 
-    assert (options.Orders, judge.EngineName) == (OrderKind, EngineKind)
+    assert (options.Orders, judge_options.EngineName) == (OrderKind, EngineKind)
     assert get_args(options.Reduce) == (*get_args(Reducer), "meta")  # guided votes are no reducer: `voting/guided.py`

@@ -188,6 +188,12 @@ def test_the_command_says_which_rows_and_how(tmp_path: Path) -> None:
     assert [(m["row"], m["held_out"], m["equal"], m["share"]) for m in found["matches"]] == [
         (f"{train}:2", f"{bench}:1", True, 1.0), (f"{train}:3", f"{bench}:3", False, 0.6875),
     ]  # fmt: skip
+    # A benchmark by name, from its own rows.
+    pair = {"prompt": "Two words!", "chosen": "a", "rejected": "b", "subset": "alpacaeval-easy", "id": 1}
+    write_rows(tmp_path / "rb.jsonl", [pair])
+    done = run(train, "rewardbench", "--data", str(tmp_path / "rb.jsonl"))
+    assert f"{train}:2 (prompt) equals {tmp_path / 'rb.jsonl'}:1 (prompt)\n" in done.stdout
+    assert "rewardbench: give --data" in run(train, "rewardbench").stderr
     write_rows(train, [item("clean")])
     done = run(train, bench)
     assert (done.returncode, done.stderr) == (0, "")

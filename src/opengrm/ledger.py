@@ -227,6 +227,12 @@ class Ledger:
             for key, row in self._db.execute(f"SELECT key, row FROM judgments {where}{_IN_ORDER}", values):
                 yield self._read(key, row)
 
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds of all judgments of each item, where they were kept."""
+        query = "SELECT item, sum(seconds) FROM judgments WHERE seconds IS NOT NULL GROUP BY item"
+        with self._explained():
+            return dict(self._db.execute(query).fetchall())
+
     def info(self) -> list[dict[str, Any]]:
         """One row for each model, template and temperature: items, judgments, missing by kind, tokens, seconds."""
         query = """SELECT model, template, temperature, count(DISTINCT item), count(*),

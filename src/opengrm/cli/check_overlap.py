@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opengrm.cli.options import JsonOut, OnBad, bad_rows, printable
+from opengrm.cli.options import BadRows, JsonOut, OnBad, bad_rows, printable
 from opengrm.errors import UsageError
+
+if TYPE_CHECKING:
+    from opengrm.training.overlap import Exchange
 
 SHOWN = 20  # pairs in the text
 
@@ -19,13 +23,16 @@ def check_overlap(
         list[Path],
         typer.Argument(
             metavar="TRAIN... BENCH",
-            help='Files that are trained on (items, or rows {"prompt", "completion"}), and last the items that are'
-            " reported on. Any schema that `judge` reads.",
+            help='Files that are trained on (items, or rows {"prompt", "completion"}), and last what is reported on: a'
+            " file of items, or a benchmark of `eval` by name, with --data.",
         ),
     ],
     held_out: Annotated[
         list[Path] | None,
-        typer.Option("--held-out", help="More items that are reported on; then every argument is trained on."),
+        typer.Option("--held-out", help="What is reported on, several times; then every argument is trained on."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help='Where a benchmark\'s rows are: a file, a folder, or "hub".')
     ] = None,
     on_bad: OnBad = "stop",
     as_json: JsonOut = False,
@@ -44,7 +51,7 @@ def check_overlap(
     if not trained:
         raise UsageError("check-overlap takes at least two files: TRAIN and BENCH")
     skipped = bad_rows(on_bad)
-    known = HeldOut(row for path in reported for row in exchanges(path, skipped))
+    known = HeldOut(row for place in reported for row in _reported(place, data, skipped))
     found = known.check(row for path in trained for row in exchanges(path, skipped))
     skipped.report()
     if as_json:
@@ -62,3 +69,17 @@ def check_overlap(
             print(f"Compared as wholes only: {found.short:,} short prompts, {found.shared:,} of shared wording.")
     if found.overlapping:
         raise typer.Exit(1)
+
+
+def _reported(place: Path, data: str | None, skipped: BadRows) -> Iterator[Exchange]:
+    """What a file holds, or a benchmark: a file of that name goes first."""
+    from opengrm.benchmarks import BENCHMARKS
+    from opengrm.benchmarks.files import load
+    from opengrm.training.overlap import exchanges, of_items
+
+    benchmark = None if place.exists() else BENCHMARKS.get(str(place))
+    if benchmark is None:
+        return exchanges(place, skipped)
+    if data is None:
+        raise UsageError(f'{place}: give --data, a file or folder or "hub"')
+    return of_items(load(benchmark, data, skipped))

@@ -9,26 +9,48 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from opengrm.cli.judges import JudgeName
+from opengrm.cli.judge_options import (
+    BaseUrl,
+    Batch,
+    By,
+    ChatTemplateKwargs,
+    Concurrency,
+    Device,
+    Dtype,
+    EngineKind,
+    EngineOption,
+    ExtraBody,
+    Head,
+    K,
+    MaxTokens,
+    Meta,
+    MetaTemplate,
+    Model,
+    OrdersOption,
+    ReduceOption,
+    RemoteCode,
+    Temperature,
+    TemplateName,
+    Timeout,
+    TopP,
+    engine_settings,
+    meta_opener,
+    votes,
+)
 from opengrm.cli.options import (
-    REDUCE_HELP,
     BadRows,
     JsonOut,
     KMeta,
     MetaThreshold,
     MetaWeights,
     OnBad,
-    Orders,
-    Reduce,
     bad_rows,
     different_files,
     is_stream,
-    json_object,
-    key_values,
     voting_rule,
 )
 from opengrm.cli.progress import progress
@@ -37,15 +59,10 @@ from opengrm.errors import BadRow, UsageError
 if TYPE_CHECKING:
     from opengrm.cli.judges import Chosen
     from opengrm.items import Item
-    from opengrm.judges.base import Paradigm
-    from opengrm.judges.meta import MetaRM
     from opengrm.judges.run import Summary
-    from opengrm.ledger import Ledger
 
 
-EngineName = Literal["transformers", "openai", "vllm", "openvino"]
-VOTES, MOST_VOTES = 8, 100_000
-HAND, MODEL, SAMPLING, RUN = "One item by hand", "Model", "Sampling and voting", "Run"
+HAND, RUN = "One item by hand", "Run"
 
 
 def judge(
@@ -80,134 +97,29 @@ def judge(
     principle: Annotated[
         list[str] | None, typer.Option(help="A principle to judge by; give one or more.", rich_help_panel=HAND)
     ] = None,
-    by: Annotated[
-        JudgeName,
-        typer.Option(
-            "--judge",
-            help="The kind of judge: grm (pointwise generative), llm (names the best of several responses),"
-            " tokenprob (pairs, by the probability of the answer's token), cloud (a critique, then a head);"
-            " scalar ones, that opengrm train makes: bt (Bradley-Terry), pair (PairRM).",
-            rich_help_panel=MODEL,
-        ),
-    ] = "grm",
-    model: Annotated[
-        str,
-        typer.Option(help='"nano" (embedded), a folder, a hub id, or the name a server uses.', rich_help_panel=MODEL),
-    ] = "nano",
-    head: Annotated[
-        str | None,
-        typer.Option(
-            help="For --judge cloud: what reads the critiques, a folder or hub id, always in process. Default: head/"
-            " in the folder --model, beside critic/.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    engine: Annotated[
-        EngineName,
-        typer.Option(
-            help="What runs it: transformers (in process), openai (any server that speaks its API; needs --base-url),"
-            " vllm or openvino (in process; extras of their names).",
-            rich_help_panel=MODEL,
-        ),
-    ] = "transformers",
-    base_url: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A server for --engine openai, e.g. http://127.0.0.1:8000/v1; several share the load.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="Prompt family (see docs/templates.md) or your own Jinja2 file. Default: compact for nano, else grm"
-            " (of llm and tokenprob: compact-judge, else judge); with --reference or --principle the form that shows"
-            " them.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ... for transformers.", rich_help_panel=MODEL)] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, ... for transformers and vllm.", rich_help_panel=MODEL)
-    ] = "auto",
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Most samples decoded together, in process.", rich_help_panel=MODEL)
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most requests in flight to servers. Default: 64.", rich_help_panel=MODEL),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Seconds one request may take. Default: 600.", rich_help_panel=MODEL),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code", help="Run Python code that comes with the checkpoint.", rich_help_panel=MODEL
-        ),
-    ] = False,
-    chat_template_kwargs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="JSON",
-            help="Variables of the model's chat template, e.g. '{\"enable_thinking\": false}'.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    extra_body: Annotated[
-        str | None,
-        typer.Option(
-            metavar="JSON",
-            help="Further keys of every request, e.g. '{\"top_k\": -1}'; for --engine openai.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    engine_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="A further argument of the engine, e.g. tensor_parallel_size=8; for --engine vllm.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    k: Annotated[
-        int | None,
-        typer.Option(
-            "-k", min=1, max=MOST_VOTES, help="Judgments of each item. Default: 8.", rich_help_panel=SAMPLING
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="0 is greedy. Default: the paper's 0.5; 1.0 for nano.", rich_help_panel=SAMPLING),
-    ] = None,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.", rich_help_panel=SAMPLING)] = 1.0,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Most new tokens of a judgment. Default: 1024; 256 for nano.", rich_help_panel=SAMPLING
-        ),
-    ] = None,
-    orders: Annotated[
-        Orders,
-        typer.Option(
-            help="Orders in which an item's responses are shown: balanced (each response in each place equally often),"
-            " shuffle (drawn anew for each judgment, as the paper does), fixed (as given).",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = "balanced",
-    reduce: Annotated[
-        Reduce | None,
-        typer.Option(help=REDUCE_HELP + " Default: sum; meta with --meta.", rich_help_panel=SAMPLING),
-    ] = None,
-    meta: Annotated[
-        str | None,
-        typer.Option(help="A meta RM, folder or hub id: scores every judgment.", rich_help_panel=SAMPLING),
-    ] = None,
-    meta_template: Annotated[
-        Literal["meta", "meta-compact"] | None,
-        typer.Option(help="What the meta RM reads. Default: what its config.json says.", rich_help_panel=SAMPLING),
-    ] = None,
+    by: By = "grm",
+    model: Model = "nano",
+    head: Head = None,
+    engine: EngineKind = "transformers",
+    base_url: BaseUrl = None,
+    template: TemplateName = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch: Batch = None,
+    concurrency: Concurrency = None,
+    timeout: Timeout = None,
+    trust_remote_code: RemoteCode = False,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    extra_body: ExtraBody = None,
+    engine_option: EngineOption = None,
+    k: K = None,
+    temperature: Temperature = None,
+    top_p: TopP = 1.0,
+    max_tokens: MaxTokens = None,
+    orders: OrdersOption = "balanced",
+    reduce: ReduceOption = None,
+    meta: Meta = None,
+    meta_template: MetaTemplate = None,
     k_meta: KMeta = None,
     meta_threshold: MetaThreshold = None,
     meta_weights: MetaWeights = False,
@@ -243,29 +155,18 @@ def judge(
         raise UsageError("--response, --reference and --principle go with --prompt")
     if reduce == "meta" and meta is None:
         raise UsageError("--reduce meta needs --meta, the model that scores the judgments")
-    engine_settings = {
-        "kind": engine, "base_urls": base_url or [], "batch": batch, "concurrency": concurrency, "timeout": timeout,
-        "device": device, "dtype": dtype, "trust_remote_code": trust_remote_code,
-        "chat_template_kwargs": json_object("--chat-template-kwargs", chat_template_kwargs),
-        "extra_body": json_object("--extra-body", extra_body),
-        "engine_options": key_values("--engine-option", engine_option or []),
-    }  # fmt: skip
+    settings = engine_settings(
+        engine, base_url, batch, concurrency, timeout, device, dtype, trust_remote_code, chat_template_kwargs,
+        extra_body, engine_option,
+    )  # fmt: skip
     given = [*(["reference"] if reference is not None else []), *(["principles"] if principle else [])]
-    options = Options(model, template, engine_settings, temperature, top_p, max_tokens, orders, given, head)
+    options = Options(model, template, settings, temperature, top_p, max_tokens, orders, given, head)
     chosen = choose_judge(by, options)
     rule = voting_rule(
         reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
     )
-    k = _votes(k, chosen.paradigm)
-
-    def open_meta(kept: Ledger | None, stack: ExitStack) -> MetaRM | None:
-        if meta is None:
-            return None
-        from opengrm.judges.meta import open_meta_rm
-
-        return open_meta_rm(
-            meta, meta_template, kept, stack, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    k = votes(k, chosen.paradigm)
+    open_meta = meta_opener(meta, meta_template, device, dtype, trust_remote_code)
 
     if prompt is not None:
         if any((output, judgments, ledger, on_bad != "stop")):
@@ -337,15 +238,6 @@ def judge(
             raise
     rows_shown = "-" in (str(output or "-"), str(judgments))
     _report(summary, k, ledger, output, as_json, sys.stderr if rows_shown else sys.stdout)
-
-
-def _votes(k: int | None, paradigm: Paradigm) -> int:
-    """How many judgments of each item: one where every further one would be the same."""
-    if paradigm.sampled:
-        return k or VOTES
-    if k not in (None, 1):
-        raise UsageError(f"-k {k}: a {paradigm.title} judge gives the same scores every time, so -k is 1")
-    return 1
 
 
 def _usable(path: Path, name: str, chosen: Chosen, on_bad: BadRows) -> Iterator[Item]:

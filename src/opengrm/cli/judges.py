@@ -58,6 +58,11 @@ class Chosen:
     shown: Callable[[Item], tuple[Message, ...]]
     open: Callable[[Ledger | None, ExitStack], Judge]
 
+    @property
+    def compares(self) -> bool:
+        """Whether it sees responses beside one another, so that benchmarks of long lists show it their pairs."""
+        return self.paradigm.scoring == "pairwise" or self.paradigm.name == "grm"
+
 
 def choose_judge(name: JudgeName, options: Options) -> Chosen:
     """The judge of that name.

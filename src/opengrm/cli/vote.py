@@ -90,7 +90,7 @@ def vote(
     ks = None if k is None else _numbers(k)
     skipped = bad_rows(on_bad)
     labels = None if items is None else Labels.of(read_items(items, skipped))
-    with _judgments(judgments, skipped) as rows:
+    with open_judgments(judgments, skipped) as rows:
         report = revote(rows, labels, ks=ks, how=rule, subsets=subsets, pool=pool, on_bad=skipped)
     skipped.report()
     if not report.counts["judgments"]:
@@ -118,7 +118,7 @@ def _numbers(text: str) -> list[int]:
 
 
 @contextmanager
-def _judgments(path: Path, skipped: BadRows) -> Iterator[Iterable[Judgment]]:
+def open_judgments(path: Path, skipped: BadRows) -> Iterator[Iterable[Judgment]]:
     """The judgments of a file or of a ledger, whatever its name."""
     if is_ledger(path):
         from opengrm.ledger import Ledger

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -39,7 +40,7 @@ def write_result(
     path = Path(path)
     result: dict[str, Any] = {
         "name": path.stem,
-        "command": command or _command(),
+        "command": command or command_line(),
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),
@@ -53,7 +54,16 @@ def write_result(
     return path
 
 
-def _command() -> str:
+def finite_json(text: str) -> Any:
+    """JSON in which whatever is no finite number is not known: None. Raises ValueError where it is not JSON."""
+    return json.loads(
+        text,
+        parse_constant=lambda _: None,
+        parse_float=lambda digits: x if math.isfinite(x := float(digits)) else None,
+    )
+
+
+def command_line() -> str:
     """This process's command line with paths cut to what a reader can run from the repository's root."""
     program = Path(sys.argv[0])
     name = "opengrm" if program.name in ("opengrm", "__main__.py") else os.path.relpath(program)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,27 @@ def bare_percent(interval: Mapping[str, float] | None) -> str:
 def count(value: float | None) -> str:
     """A whole number with separators; "-" for None."""
     return "-" if value is None else f"{value:,.0f}"
+
+
+def decimals(value: float | None, places: int) -> str:
+    """A number with so many decimals; "-" for None."""
+    return "-" if value is None else f"{value:,.{places}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: "12.3 s", "45 min", "2 h 05 min"; "-" for None."""
+    if seconds is None or seconds < 100:
+        return "-" if seconds is None else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def flat(name: str, value: Any) -> list[list[str]]:
+    """A value as people write it, or all values of a nested table, each with its dotted name."""
+    if isinstance(value, Mapping) and value:
+        return [line for key, part in value.items() for line in flat(f"{name}.{key}" if name else str(key), part)]
+    plain = value or "-" if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return [[name, plain]]
 
 
 def vote_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:

@@ -10,9 +10,9 @@ A training row overlaps a held-out one
 
 One half of the held-out prompt in one and the same training row is Tulu 3's rule (arXiv:2411.15124, section 3.2),
 which takes 8-grams; four fifths is where Llama 2 calls a text dirty (arXiv:2307.09288, appendix A.6). Spans are
-shorter here for copies with scattered changes: with one word in ten exchanged 0.9^8 = 43 % of the 8-grams are left, of
-the 5-grams 59 %. Whatever has half of its longer n-grams has half of its 5-grams: from n to n - 1 each run that is left
-gains one, and the whole text gains one.
+shorter here for copies with scattered changes: with one word in ten exchanged 0.9^8 = 43 % of the 8-grams are left,
+of the 5-grams 59 %. Whatever has half of its longer n-grams has half of its 5-grams: from n to n - 1 each run that is
+left gains one, and the whole text gains one.
 
 Texts of fewer than `LEAST` words, GPT-3's N (arXiv:2005.14165, appendix C), are compared as wholes only: of a short
 templated question with another name in it half the spans would be there. And what many prompts share is wording, not

@@ -1,0 +1,439 @@
+"""`opengrm eval`: benchmarks in, a folder with every figure, verdict and judgment out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from opengrm.cli.judge_options import (
+    BaseUrl,
+    Batch,
+    By,
+    ChatTemplateKwargs,
+    Concurrency,
+    Device,
+    Dtype,
+    EngineKind,
+    EngineOption,
+    ExtraBody,
+    Head,
+    K,
+    MaxTokens,
+    Meta,
+    MetaTemplate,
+    Model,
+    OrdersOption,
+    ReduceOption,
+    RemoteCode,
+    Temperature,
+    TemplateName,
+    Timeout,
+    TopP,
+    engine_settings,
+    meta_opener,
+    votes,
+)
+from opengrm.cli.options import (
+    Bad,
+    JsonOut,
+    KMeta,
+    MetaThreshold,
+    MetaWeights,
+    OnBad,
+    bad_rows,
+    print_table,
+    voting_rule,
+)
+from opengrm.cli.progress import progress
+from opengrm.errors import BadRow, UsageError
+
+if TYPE_CHECKING:
+    from opengrm.benchmarks import Benchmark
+    from opengrm.benchmarks.run import Gathered
+    from opengrm.cli.judges import Chosen
+    from opengrm.items import Item
+    from opengrm.judges.base import Judge
+    from opengrm.judges.meta import MetaRM
+    from opengrm.judgments import Judgment
+    from opengrm.ledger import Ledger
+    from opengrm.voting.guided import Rule
+
+LEDGER, RESULT, ITEMS = "judgments.ledger.db", "eval.json", "items.jsonl"
+RUN, GIVEN = "Run", "Judgments that are there"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A benchmark, where its rows are, and which of its items take part (all where `drawn` is None)."""
+
+    benchmark: Benchmark
+    data: str
+    counts: Counter[str]
+    drawn: frozenset[str] | None
+    chosen: Chosen | None
+    as_pairs: bool
+
+    @property
+    def items(self) -> int:
+        return sum(self.counts.values()) if self.drawn is None else len(self.drawn)
+
+    @property
+    def partial(self) -> bool:
+        return self.drawn is not None or self.benchmark.missing_rows(self.counts) > 0
+
+    def read(self) -> Iterator[Item]:
+        """The items that take part; bad rows were reported before."""
+        usable = _usable(self.benchmark, self.data, self.chosen, bad_rows("skip"), self.as_pairs)
+        return (item for item in usable if self.drawn is None or item.id in self.drawn)
+
+
+def evaluate(
+    benchmarks: Annotated[str, typer.Argument(metavar="BENCH[,BENCH...]", help="Benchmarks by name, or all.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The run's folder; the same command goes on where it stopped.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Their rows: a file, a folder (with a folder for each benchmark where there are several), "hub", or'
+            " NAME=PATH for one benchmark; may be given several times."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only this many items of each benchmark: a fixed draw.")
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help=f"Keep judgments in this file. Default: OUTPUT/{LEDGER}.", rich_help_panel=RUN)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="How reports call the run. Default: the judge and its model.")
+    ] = None,
+    judgments: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score these judgments instead of judging: JSON Lines, a ledger, or RewardBench's per-item files.",
+            rich_help_panel=GIVEN,
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            help='Score these scores: {"item", "scores"} a line; the same as --judgments.', rich_help_panel=GIVEN
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["auto", "pairs", "lists"],
+        typer.Option(
+            help="How benchmarks of lists (PPE correctness, RMB) are shown: lists whole, or the pairs that their rules"
+            " compare. auto: pairs for judges that see responses beside one another, else lists."
+        ),
+    ] = "auto",
+    by: By = "grm",
+    model: Model = "nano",
+    head: Head = None,
+    engine: EngineKind = "transformers",
+    base_url: BaseUrl = None,
+    template: TemplateName = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch: Batch = None,
+    concurrency: Concurrency = None,
+    timeout: Timeout = None,
+    trust_remote_code: RemoteCode = False,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    extra_body: ExtraBody = None,
+    engine_option: EngineOption = None,
+    k: K = None,
+    temperature: Temperature = None,
+    top_p: TopP = 1.0,
+    max_tokens: MaxTokens = None,
+    orders: OrdersOption = "balanced",
+    reduce: ReduceOption = None,
+    meta: Meta = None,
+    meta_template: MetaTemplate = None,
+    k_meta: KMeta = None,
+    meta_threshold: MetaThreshold = None,
+    meta_weights: MetaWeights = False,
+    on_bad: OnBad = "stop",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
+    as_json: JsonOut = False,
+) -> None:
+    """Score a judge on benchmarks, each by its own published rule.
+
+    Judgments stay in the run's ledger; the same command resumes, another -k or --reduce votes over them again:
+
+        opengrm eval rewardbench,rm-bench --data benchmarks/ --model MODEL -k 8 -o runs/my-grm
+
+    A scalar reward model:
+
+        opengrm eval all --data hub --judge bt --model bt/model -o runs/my-bt
+    """
+    from opengrm.cli.judges import Options, choose_judge
+    from opengrm.ledger import Ledger
+    from opengrm.voting.guided import rule_name
+
+    if judgments is not None and scores is not None:
+        raise UsageError("give either --judgments or --scores")
+    given = judgments or scores
+    if given is not None and (k is not None or ledger is not None or meta is not None):
+        raise UsageError("-k, --ledger and --meta are for judging, not for --judgments and --scores")
+    settings = engine_settings(
+        engine, base_url, batch, concurrency, timeout, device, dtype, trust_remote_code, chat_template_kwargs,
+        extra_body, engine_option,
+    )  # fmt: skip
+    options = Options(model, template, settings, temperature, top_p, max_tokens, orders, [], head)
+    chosen = choose_judge(by, options) if given is None else None
+    plain = reduce or ("meta" if meta is not None else "sum" if chosen is None else chosen.paradigm.reduce)
+    rule = voting_rule(plain, k_meta, meta_threshold, meta_weights)
+    as_pairs = form == "pairs" or (form == "auto" and chosen is not None and chosen.compares)
+    sources = [
+        _checked(benchmark, place, chosen, on_bad, limit, as_pairs)
+        for benchmark, place in _placed(benchmarks, data or [])
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    if chosen is None:
+        assert given is not None
+        about: dict[str, Any] = {"judge": None, "model": None, "given": given.name, "reduce": rule_name(rule)}
+        run = _Run(output, name or given.name, {**about, "limit": limit})
+        for source in sources:
+            run.add(source, _given(source, given, on_bad), rule)
+        run.show(as_json)
+        return
+    k = votes(k, chosen.paradigm)
+    open_meta = meta_opener(meta, meta_template, device, dtype, trust_remote_code)
+    about = {
+        "judge": by, "model": model, "template": template, "k": k, "temperature": temperature, "top_p": top_p,
+        "max_tokens": max_tokens, "orders": orders, "reduce": rule_name(rule), "meta": meta, "engine": engine,
+        "form": "pairs" if as_pairs else "lists", "limit": limit,
+    }  # fmt: skip
+    run = _Run(output, name or f"{by} {model}", about)
+    place = ledger or output / LEDGER
+    with ExitStack() as stack:
+        kept = stack.enter_context(Ledger(place))
+        judging = _Judging(chosen.open(kept, stack), open_meta(kept, stack), kept, k)
+        judging.show = stack.enter_context(
+            progress("judging", k * sum(source.items for source in sources), quiet=quiet)
+        )
+        for source in sources:
+            try:
+                gathered = judging.gather(source)
+            except KeyboardInterrupt:
+                said = f"interrupted; {len(kept):,} judgments are in {place}: run the same command to go on"
+                print(said, file=sys.stderr)
+                raise
+            run.settings.update({key: value for key, value in judging.seen.items() if value is not None})
+            run.add(source, gathered, rule)
+    run.show(as_json)
+
+
+def _placed(names: str, data: list[str]) -> list[tuple[Benchmark, str]]:
+    """The benchmarks asked for, each with where its rows are. Raises UsageError."""
+    from opengrm.benchmarks import BENCHMARKS
+    from opengrm.benchmarks.files import HUB, own_folder
+
+    own = {name: path for name, equals, path in (entry.partition("=") for entry in data) if equals}
+    common = [entry for entry in data if "=" not in entry]
+    if unknown := sorted(own.keys() - BENCHMARKS.keys()):
+        raise UsageError(f"--data {unknown[0]}=...: no such benchmark; known are {', '.join(BENCHMARKS)}")
+    if len(common) > 1:
+        raise UsageError("--data: give one place for all, and NAME=PATH for others")
+    wanted = [name.strip() for name in names.split(",")]
+    if wanted == ["all"]:
+        everywhere = not common or common[0] == HUB
+        wanted = [
+            name
+            for name, benchmark in BENCHMARKS.items()
+            if name in own
+            or (benchmark.hub if everywhere else own_folder(benchmark, Path(common[0])) != Path(common[0]))
+        ]
+        if not wanted:
+            raise UsageError(f"--data {common[0]}: holds no folder named like a benchmark ({', '.join(BENCHMARKS)})")
+    if unknown := [name for name in wanted if name not in BENCHMARKS]:
+        raise UsageError(f"{unknown[0]!r} is no benchmark; known are {', '.join(BENCHMARKS)}")
+    for benchmark_name in wanted:
+        if benchmark_name not in own and not common:
+            raise UsageError(f'{benchmark_name}: give --data, a file or folder or "hub"')
+    return [(BENCHMARKS[name], own.get(name) or common[0]) for name in dict.fromkeys(wanted)]
+
+
+def _checked(
+    benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Bad, limit: int | None, as_pairs: bool
+) -> _Source:
+    """Every row read once, before a model is loaded: what is bad, how many items there are, and which are drawn."""
+    import hashlib
+
+    skipped = bad_rows(on_bad)
+    counts: Counter[str] = Counter()
+    places: list[tuple[bytes, bytes, str]] = []
+    for item in _usable(benchmark, data, chosen, skipped, as_pairs):
+        counts[benchmark.subset(item)] += 1
+        if limit is not None:
+            group, own = (
+                hashlib.blake2b(s.encode(), digest_size=8).digest() for s in (item.cluster or item.id, item.id)
+            )
+            places.append((group, own, item.id))
+    skipped.report()
+    if not counts:
+        raise UsageError(f"{data}: no item of {benchmark.title} to judge")
+    drawn = None if limit is None or limit >= len(places) else frozenset(name for *_, name in sorted(places)[:limit])
+    return _Source(benchmark, data, counts, drawn, chosen, as_pairs)
+
+
+def _usable(
+    benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Callable[[BadRow], None], as_pairs: bool
+) -> Iterator[Item]:
+    """The benchmark's items that the judge can be shown; every other row goes to `on_bad` with its place."""
+    from opengrm.benchmarks.files import load
+
+    for where, item in load(benchmark, data, on_bad, as_pairs=as_pairs):
+        try:
+            if chosen is not None:
+                chosen.shown(item)
+        except ValueError as error:
+            on_bad(BadRow(where, f"{chosen.reads if chosen else ''}: {error}"))
+            continue
+        yield item
+
+
+def _given(source: _Source, path: Path, on_bad: Bad) -> Gathered:
+    """The judgments of a file or a ledger that are of the benchmark's items."""
+    from opengrm.benchmarks.given import given_judgments
+    from opengrm.benchmarks.run import gather
+    from opengrm.cli.options import is_ledger
+    from opengrm.ledger import Ledger
+
+    skipped = bad_rows(on_bad)
+
+    def judging(items: Iterable[Item]) -> Iterator[Judgment]:
+        known = {item.id for item in items}
+        with ExitStack() as stack:
+            if is_ledger(path):
+                rows = stack.enter_context(Ledger(path, create=False)).judgments()
+            else:
+                rows = given_judgments(path, skipped)
+            yield from (row for row in rows if row.item in known)
+
+    found = gather(source.benchmark, source.read(), judging, skipped, pool=False)
+    skipped.report()
+    if not found.judgments:
+        raise UsageError(
+            f"{path}: no judgment of an item of {source.benchmark.title}; ids are like {next(iter(found.targets))!r}"
+        )
+    return found
+
+
+@dataclass
+class _Judging:
+    """A judge at work on one benchmark after the other."""
+
+    judge: Judge
+    meta: MetaRM | None
+    ledger: Ledger
+    k: int
+    show: Callable[[int, str, int], None] = lambda done, note, new: None
+    done: int = 0
+    new: int = 0
+
+    def __post_init__(self) -> None:
+        self.seen: dict[str, Any] = {}
+
+    def gather(self, source: _Source) -> Gathered:
+        """Judge the benchmark's items."""
+        from opengrm.benchmarks.run import gather
+
+        found = gather(source.benchmark, source.read(), self._judgments)
+        for item, seconds in self.ledger.seconds().items():
+            if item in found.targets:
+                found.seconds[item] = seconds
+        return found
+
+    def _judgments(self, items: Iterable[Item]) -> Iterator[Judgment]:
+        def on_judgment(_judgment: Judgment, _seconds: float) -> None:
+            self.new += 1
+
+        with closing(self.judge.judge(items, self.k, on_judgment)) as judged:
+            for _, judgments in judged if self.meta is None else self.meta.score(judged):
+                for judgment in judgments:
+                    if not self.seen:
+                        self.seen = {name: getattr(judgment, name) for name in ("template", "temperature")}
+                    yield judgment
+                self.done += len(judgments)
+                self.show(self.done, "", self.new)
+
+
+class _Run:
+    """The run's folder."""
+
+    def __init__(self, folder: Path, name: str, settings: dict[str, Any]) -> None:
+        self.folder, self.name, self.settings = folder, name, settings
+        self.started = time.monotonic()
+        self.benchmarks: dict[str, Any] = {}
+
+    def add(self, source: _Source, gathered: Gathered, how: Rule) -> None:
+        """Score one benchmark and write all that there is so far."""
+        from opengrm.benchmarks.rewardbench_files import write_files
+        from opengrm.benchmarks.run import outcomes, report
+        from opengrm.jsonl import write_rows
+        from opengrm.reports.eval_items import keep_shown
+
+        found = outcomes(source.benchmark, gathered, how)
+        folder = self.folder / source.benchmark.name
+        folder.mkdir(exist_ok=True)
+        write_rows(folder / ITEMS, (outcome.to_json() for outcome in found))
+        keep_shown(self.folder, source.benchmark.name, source.read())
+        if source.benchmark.name in ("rewardbench", "rewardbench-2"):
+            model, judge = (str(self.settings.get(key) or "given") for key in ("model", "judge"))
+            write_files(folder / "rewardbench", found, source.read(), model, judge)
+        self.benchmarks[source.benchmark.name] = report(source.benchmark, gathered, found, how, source.partial)
+        self.write()
+
+    def write(self) -> None:
+        """Write eval.json."""
+        from opengrm.benchmarks import paper_overall
+        from opengrm.reports import results
+
+        row = {
+            "name": self.name, "command": results.command_line(), "commit": results.commit(),
+            "versions": results.versions(), "machine": results.machine(), "settings": self.settings,
+            "seconds": time.monotonic() - self.started,
+            "paper_overall": paper_overall({name: found["overall"] for name, found in self.benchmarks.items()}),
+            "benchmarks": self.benchmarks,
+        }  # fmt: skip
+        part = self.folder / f".{RESULT}.part"
+        part.write_text(json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part.replace(self.folder / RESULT)
+
+    def show(self, as_json: bool) -> None:
+        """Write the page and print the figures."""
+        from opengrm.reports.eval_page import write_page
+
+        page = write_page([self.folder])
+        if as_json:
+            print((self.folder / RESULT).read_text(encoding="utf-8"), end="")
+            return
+        rows = [
+            {
+                "benchmark": name + (" (partial)" if found["partial"] else ""),
+                "overall": _percent(found["overall"]),
+                "valid only": _percent(found["overall_valid"]),
+                "items": f"{found['items']:,}",
+                "missing": f"{found['missing']:,}",
+                "ties": f"{found['tied']:,}",
+            }
+            for name, found in self.benchmarks.items()
+        ]
+        print_table(self.name, rows)
+        print(f"figures: {self.folder / RESULT}; page: {page}", file=sys.stderr)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

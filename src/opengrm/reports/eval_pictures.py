@@ -1,0 +1,106 @@
+"""The pictures of an evaluation as PNG files, for slides and papers: curves and bars of each benchmark.
+
+RUN/<benchmark>-curves.png     accuracy against votes, tokens and seconds
+RUN/<benchmark>-subsets.png    accuracy of each subset with its interval
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from opengrm.reports.eval_charts import log_ticks, short
+from opengrm.reports.eval_run import EvalRun, interval, number, read_runs, rows, text
+from opengrm.reports.page import cut, visible
+
+AXES = {"k": "votes k", "tokens": "tokens written, an item", "seconds": "seconds, an item"}
+
+
+def write_pictures(folder: str | Path) -> list[Path]:
+    """Write the pictures of a run into its folder; none where matplotlib is not installed.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: the folder holds no run.
+    """
+    (run,) = read_runs([Path(folder)])
+    if importlib.util.find_spec("matplotlib") is None:
+        return []
+    written = []
+    for name in run.benchmarks:
+        for kind, drawn in (("curves", _curves(run, name)), ("subsets", _subsets(run, name))):
+            if drawn is not None:
+                path = run.folder / f"{run.file(name, '').name}-{kind}.png"
+                # No library version in the file: the same numbers give the same bytes.
+                drawn.savefig(path, dpi=150, metadata={"Software": None})
+                written.append(path)
+    return written
+
+
+def _curves(run: EvalRun, name: str) -> Any:
+    """The figure of a benchmark's curves; None without any."""
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    for row in rows(run.benchmarks[name].get("by_k")):
+        y = interval(row.get("accuracy"))
+        for key in AXES:
+            x = number(row.get(key))
+            if x is not None and x > 0 and y is not None:
+                found.setdefault(key, []).append((x, y["mean"], y["low"], y["high"]))
+    if not found:
+        return None
+    figure = _figure(3.6 * len(found) + 0.4, 3.4)
+    for axes, (key, points) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        x, mean, low, high = ([point[i] for point in sorted(points)] for i in range(4))
+        axes.plot(x, [100 * value for value in mean], marker="o", markersize=4)
+        axes.fill_between(x, [100 * value for value in low], [100 * value for value in high], alpha=0.15, linewidth=0)
+        axes.set_xscale("log", base=2)
+        if key == "k":
+            axes.set_xticks(x, [f"{value:g}" for value in x])
+        else:
+            ticks = log_ticks(min(x), max(x))
+            axes.set_xticks(ticks, [short(value) for value in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel(AXES[key])
+        axes.set_ylabel("accuracy (%)")
+        axes.grid(alpha=0.3)
+    figure.suptitle(_plain(name))
+    return figure
+
+
+def _subsets(run: EvalRun, name: str) -> Any:
+    """The figure of a benchmark's bars; None without any."""
+    found = [
+        (text(row.get("subset")), interval(row.get("accuracy"))) for row in rows(run.benchmarks[name].get("subsets"))
+    ]
+    bars = [(_plain(subset), y) for subset, y in found if y is not None]
+    if not bars:
+        return None
+    figure = _figure(7, 1.1 + 0.3 * len(bars))
+    axes, places = figure.subplots(), range(len(bars))
+    mean, low, high = ([100 * y[part] for _, y in bars] for part in ("mean", "low", "high"))
+    reach = [[m - lo for m, lo in zip(mean, low, strict=True)], [hi - m for m, hi in zip(mean, high, strict=True)]]
+    axes.barh(places, mean, xerr=reach, height=0.7, alpha=0.6, error_kw={"linewidth": 1, "capsize": 2})
+    axes.set_yticks(places, [subset for subset, _ in bars])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accuracy (%), 95 % intervals")
+    axes.grid(alpha=0.3, axis="x")
+    axes.set_title(_plain(name))
+    return figure
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib draws it: a dollar sign would begin a formula."""
+    return cut(" ".join(visible(name).split()), 60).replace("$", r"\$")
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

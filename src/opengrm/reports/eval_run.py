@@ -1,0 +1,145 @@
+"""The folder of an `opengrm eval` run as a report reads it: eval.json, a line an item, the ledger.
+
+    RUN/eval.json             settings, and for each benchmark its figures (docs/reports.md)
+    RUN/NAME/items.jsonl      one line an item: its verdict and credit by the benchmark's rule
+    RUN/NAME/shown.jsonl      the items themselves, of those that the page shows
+    RUN/judgments.ledger.db   every judgment
+
+Figures come from eval.json as they are: a report computes none of them anew. A value of an unexpected type is not
+known, and a file that cannot be read is named on the page.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opengrm.errors import BadRow, OpenGRMError, UsageError
+from opengrm.jsonl import read_rows
+from opengrm.reports.results import finite_json
+
+RESULT = "eval.json"
+LEDGER = "judgments.ledger.db"
+ITEMS = "items.jsonl"
+SHOWN = "shown.jsonl"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EvalRun:
+    """One run of `opengrm eval`.
+
+    Attributes:
+        folder: where it lies.
+        label: how tables name it; differs from that of other runs on the page.
+        about: eval.json without its benchmarks.
+        benchmarks: figures by the benchmark's name.
+        damaged: what could not be read, as the page names it.
+    """
+
+    folder: Path
+    label: str
+    about: Row
+    benchmarks: Mapping[str, Row]
+    damaged: list[str] = field(default_factory=list)
+
+    def file(self, benchmark: str, name: str) -> Path:
+        """A file of a benchmark."""
+        return place(self.folder, benchmark, name)
+
+    def bad(self, benchmark: str) -> Callable[[BadRow], None]:
+        """What to do with a line that cannot be read: name it on the page."""
+        return lambda row: self.damaged.append(f"{benchmark}/{Path(row.where).name}")
+
+    def items(self, benchmark: str) -> Iterator[Row]:
+        """The lines of a benchmark's items; none where there is no file, up to one that cannot be read."""
+        path = self.file(benchmark, ITEMS)
+        if not path.is_file():
+            return
+        try:
+            for _, row in read_rows(path, self.bad(benchmark)):
+                yield row
+        except OpenGRMError:
+            self.damaged.append(f"{benchmark}/{ITEMS}")
+
+
+def place(folder: Path, benchmark: str, name: str) -> Path:
+    """A file of a benchmark; its name is data, and leads nowhere out of the run's folder."""
+    return folder / re.sub(r"[/\\\\\0]|^\.+", "_", benchmark)[:100] / name
+
+
+def read_runs(folders: list[Path]) -> list[EvalRun]:
+    """The runs in these folders, with labels that tell them apart.
+
+    Raises:
+        UsageError: a folder holds no eval.json, or one that is no JSON object, or is given twice.
+    """
+    found = [(folder, _result(folder)) for folder in folders]
+    places = [folder.resolve() for folder in folders]
+    for at, folder in zip(places, folders, strict=True):
+        if places.count(at) > 1:
+            raise UsageError(f"{folder}: is given twice")
+    names = [text(result.get("name")) or at.name for at, (_, result) in zip(places, found, strict=True)]
+    runs: list[EvalRun] = []
+    for at, name, (folder, result) in zip(places, names, found, strict=True):
+        label = name if names.count(name) == 1 else f"{name} ({at.name})"
+        if label in [run.label for run in runs]:
+            label = f"{label} {len(runs) + 1}"
+        benchmarks = {str(bench): table(figures) for bench, figures in table(result.get("benchmarks")).items()}
+        about = {key: value for key, value in result.items() if key != "benchmarks"}
+        runs.append(EvalRun(folder, label, about, benchmarks))
+    return runs
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    path = folder / RESULT
+    try:
+        result = finite_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path}: no such file; give the folder that `opengrm eval` wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(result, dict):
+        raise UsageError(f"{path}: expected a JSON object as `opengrm eval` writes it")
+    return result
+
+
+# --- values that may be of any type -----------------------------------------------------------------------------
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and _finite(value) else None
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
+
+
+def interval(value: object) -> dict[str, float] | None:
+    """{"mean", "low", "high"} that is known as a whole, or None."""
+    parts = {part: number(table(value).get(part)) for part in ("mean", "low", "high")}
+    return {part: x for part, x in parts.items() if x is not None} if None not in parts.values() else None
+
+
+def text(value: object) -> str:
+    """A text, a number as text, or nothing."""
+    return "" if value is None else value if isinstance(value, str) else str(value)
+
+
+def table(value: object) -> dict[str, Any]:
+    """A JSON object, or an empty one."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def rows(value: object) -> list[dict[str, Any]]:
+    """The objects of a JSON array."""
+    return [table(row) for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
