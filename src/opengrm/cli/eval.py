@@ -413,10 +413,12 @@ class _Run:
         part.replace(self.folder / RESULT)
 
     def show(self, as_json: bool) -> None:
-        """Write the page and print the figures."""
+        """Write the page and its pictures, and print the figures."""
         from opengrm.reports.eval_page import write_page
+        from opengrm.reports.eval_pictures import write_pictures
 
         page = write_page([self.folder])
+        write_pictures(self.folder)
         if as_json:
             print((self.folder / RESULT).read_text(encoding="utf-8"), end="")
             return

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from opengrm.reports.page import Html, cell, cut, visible
 
 COLOURS = 8  # classes c0 ... c7
+AXES = {"k": "votes k", "tokens": "tokens read and written, an item", "seconds": "seconds, an item"}  # of `by_k`
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 10, 42
 

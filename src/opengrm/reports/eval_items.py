@@ -277,12 +277,12 @@ def said(judgment: Judgment) -> Iterator[tuple[str, str]]:
 
 def _short(words: str, most: int = MOST_TEXT) -> str:
     """The text with nothing unseen in it, its middle left out where it is longer than `most` characters."""
-    words = visible(words)
-    if len(words) <= most:
+    if len(words) <= most and len(words := visible(words)) <= most:
         return words
     tail = most // 4
     head = most - tail - 60  # room for the note: what was cut once stays as it is
-    return f"{words[:head]}\n⟦ {len(words) - head - tail:,} characters left out ⟧\n{words[-tail:]}"
+    begin, end = visible(words[:head])[:head], visible(words[-tail:])[-tail:]  # before all of a huge text is looked at
+    return f"{begin}\n⟦ {len(words) - head - tail:,} characters left out ⟧\n{end}"
 
 
 def _numbers(values: object) -> list[float | None] | None:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from opengrm.reports.eval_charts import Point, bar_svg, curves_svg, legend, shades
+from opengrm.reports.eval_charts import AXES, Point, bar_svg, curves_svg, legend, shades
 from opengrm.reports.eval_items import MOST_ITEMS, Embedded, embedded
 from opengrm.reports.eval_positions import confusions
 from opengrm.reports.eval_run import EvalRun, Row, interval, number, read_runs, rows, table, text
@@ -75,7 +75,13 @@ def _part(name: str) -> str:
 def _about(run: EvalRun) -> Html:
     settings = table(run.about.get("settings"))
     said = {name: flat("", settings[name])[0][1] for name in ABOUT if settings.get(name) is not None}
-    return fact_list(said | {"time": duration(number(run.about.get("seconds")))})
+    return fact_list(said | _whole(run) | {"time": duration(number(run.about.get("seconds")))})
+
+
+def _whole(run: EvalRun) -> dict[str, str]:
+    """The overall figure as the SPCT paper has it, where the run has all that it takes."""
+    found = number(run.about.get("paper_overall"))
+    return {} if found is None else {"overall as the SPCT paper has it": f"{share(found)} %"}
 
 
 def _leaderboard(runs: Runs, names: Sequence[str]) -> Html:
@@ -84,12 +90,14 @@ def _leaderboard(runs: Runs, names: Sequence[str]) -> Html:
         return section("Results", str(small("No benchmark has been judged yet.")))
     partial = [name for name in names if any(_figures(run, name).get("partial") for run in runs)]
     note = "95 % intervals, clustered by prompt where items share one. An item without a verdict counts at chance."
+    note += " Seconds of an item are the sum over its judgments, also where several were made at once."
     if partial:
         note += f" * not all published rows were there ({', '.join(partial)}): not comparable with published figures."
     starred = [f"{name} *" if name in partial else name for name in names]
     if len(runs) == 1:
         lines = [_result_line(shown, _figures(runs[0], name)) for shown, name in zip(starred, names, strict=True)]
-        heads = ["benchmark", "overall %\n[95 %]", "items", "no\nverdict", "judgments", "tokens out\nan item",
+        heads = ["benchmark", "overall %\n[95 %]", "valid\nonly %", "items", "no\nverdict", "tied",
+                 "judgments", "tokens out\nan item",
                  "seconds\nan item"]  # fmt: skip
         return section("Results", html_table(heads, lines, kind="sorted") + small(note))
     values = {run.label: [number(_figures(run, name).get("overall")) for name in names] for run in runs}
@@ -129,19 +137,21 @@ def _result_line(name: str, figures: Row) -> list[str]:
     cost, items = table(figures.get("cost")), number(figures.get("items"))
     tokens, seconds = (number(cost.get(key)) for key in ("completion_tokens", "seconds"))
     return [
-        name, _overall(figures), count(items), count(number(figures.get("missing"))),
+        name, _overall(figures), share(number(figures.get("overall_valid"))), count(items),
+        count(number(figures.get("missing"))), count(number(figures.get("tied"))),
         count(number(cost.get("judgments"))), decimals(tokens / items if tokens is not None and items else None, 1),
         decimals(seconds / items if seconds is not None and items else None, 3),
     ]  # fmt: skip
 
 
 def _overall(figures: Row) -> str:
-    """The benchmark's overall figure, with the interval of the metric that it is, where it is one."""
+    """The benchmark's overall figure, with the interval of the metric or accuracy that it is, where it is one."""
     overall = number(figures.get("overall"))
     if overall is None:
         return "-"
-    for metric in table(figures.get("metrics")).values():
-        found = interval(metric)
+    whole = rows(figures.get("by_k"))[-1:]
+    for value in (*table(figures.get("metrics")).values(), *(row.get("accuracy") for row in whole)):
+        found = interval(value)
         if found is not None and abs(found["mean"] - overall) < 1e-9:
             return percent(found)
     return share(overall)
@@ -204,7 +214,8 @@ def _subsets(judged: Sequence[tuple[int, EvalRun]], name: str, several: bool) ->
     for subset, entries in by_subset.items():
         for i, (place, run, row) in enumerate(entries):
             accuracy = interval(row.get("accuracy"))
-            bar = "" if accuracy is None else bar_svg(place, accuracy["mean"], accuracy["low"], accuracy["high"])
+            chance = number(row.get("chance"))
+            bar = "" if accuracy is None else bar_svg(place, **accuracy, chance=chance)
             cells: list[str] = [subset if i == 0 else "", *([run.label] if several else [])]
             cells += [Html(bar), percent(accuracy), share((interval(row.get("accuracy_valid")) or {}).get("mean"))]
             cells += [count(number(row.get(key))) for key in ("ties", "missing", "items")]
@@ -230,8 +241,7 @@ def _subsets(judged: Sequence[tuple[int, EvalRun]], name: str, several: bool) ->
 def _curves(judged: Sequence[tuple[int, EvalRun]], name: str) -> Html | str:
     """Accuracy against k, tokens and seconds."""
     pictures = []
-    labels = {"k": "votes k", "tokens": "tokens written, an item", "seconds": "seconds, an item"}
-    for key, label in labels.items():
+    for key, label in AXES.items():
         series = []
         for place, run in judged:
             points = []
@@ -250,12 +260,14 @@ def _curves(judged: Sequence[tuple[int, EvalRun]], name: str) -> Html | str:
     if not pictures:
         return ""
     lines = [
-        [*([run.label] if len(judged) > 1 else []), text(row.get("k")), percent(interval(row.get("accuracy"))),
-         decimals(number(row.get("tokens")), 1), decimals(number(row.get("seconds")), 3)]
+        [*([run.label] if len(judged) > 1 else []), text(row.get("k")), share(number(row.get("overall"))),
+         percent(interval(row.get("accuracy"))), decimals(number(row.get("tokens")), 1),
+         decimals(number(row.get("seconds")), 3)]
         for _, run in judged for row in rows(_figures(run, name).get("by_k"))
     ]  # fmt: skip
-    heads = [*(["run"] if len(judged) > 1 else []), "k", "accuracy %\n[95 %]", "tokens\nan item", "seconds\nan item"]
-    numbers = folded("Figures of these curves", html_table(heads, lines, words=len(heads) - 4))
+    heads = [*(["run"] if len(judged) > 1 else []), "k", "overall %", "accuracy %\n[95 %]", "tokens\nan item",
+             "seconds\nan item"]  # fmt: skip
+    numbers = folded("Figures of these curves", html_table(heads, lines, words=len(heads) - 5))
     return Html(f'<h3>Votes and cost</h3><div class="small">{"".join(pictures)}</div>{numbers}')
 
 

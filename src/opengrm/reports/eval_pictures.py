@@ -10,11 +10,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from opengrm.reports.eval_charts import log_ticks, short
+from opengrm.reports.eval_charts import AXES, log_ticks, short
 from opengrm.reports.eval_run import EvalRun, interval, number, read_runs, rows, text
 from opengrm.reports.page import cut, visible
-
-AXES = {"k": "votes k", "tokens": "tokens written, an item", "seconds": "seconds, an item"}
 
 
 def write_pictures(folder: str | Path) -> list[Path]:
@@ -46,9 +44,9 @@ def _curves(run: EvalRun, name: str) -> Any:
     for row in rows(run.benchmarks[name].get("by_k")):
         y = interval(row.get("accuracy"))
         for key in AXES:
-            x = number(row.get(key))
-            if x is not None and x > 0 and y is not None:
-                found.setdefault(key, []).append((x, y["mean"], y["low"], y["high"]))
+            cost = number(row.get(key))
+            if cost is not None and cost > 0 and y is not None:
+                found.setdefault(key, []).append((cost, y["mean"], y["low"], y["high"]))
     if not found:
         return None
     figure = _figure(3.6 * len(found) + 0.4, 3.4)
