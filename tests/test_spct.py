@@ -17,11 +17,9 @@ pytest.importorskip("trl")
 pytest.importorskip("pydantic")
 
 from opengrm.errors import UsageError  # noqa: E402
-from opengrm.items import Message  # noqa: E402
 from opengrm.jsonl import write_rows  # noqa: E402
 from opengrm.ledger import Ledger  # noqa: E402
 from opengrm.training import spct  # noqa: E402
-from opengrm.training.overlap import HeldOut  # noqa: E402
 from opengrm.training.spct import STAGES, Stage, is_launched, run  # noqa: E402
 from opengrm.training.spct_config import Config, Data, World, read_config  # noqa: E402
 
@@ -353,19 +351,6 @@ row = {"words": sys.argv[2:], "launched": os.environ["OPENGRM_LAUNCHED"]}
 json.dump(row, open(sys.argv[1], "w"))
 sys.exit(int(sys.argv[2] == "fail"))
 """
-
-
-def test_thirteen_words_in_a_row_are_an_overlap() -> None:
-    words = [f"w{i}" for i in range(20)]
-    held_out = HeldOut()
-    held_out.add([Message("system", "s " * 30), Message("user", "Please: " + " ".join(words))])
-    held_out.add([Message("user", "Short  one")])
-    for text, met in (
-        (" ".join(["other", *words[3:16]]), True), (" ".join(["other", *words[3:15]]), False),
-        ("short ONE", True), ("short one more", False), ("s " * 30, False),
-    ):  # fmt: skip
-        assert held_out.check([Message("user", text)]) is met
-    assert (held_out.count, held_out.met) == (2, 2)
 
 
 def mark_as_done(config: Config, folder: Path, *stages: str) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from opengrm.benchmarks.base import Benchmark, Outcome, Target, by_subset, plain_mean, share, share_of
+from opengrm.benchmarks.statistics import statistics
 from opengrm.errors import UsageError
 from opengrm.items import Item
 from opengrm.judgments import Judgment
-from opengrm.voting.bias import position_bias
 from opengrm.voting.guided import Guide, Rule, guided_totals
 from opengrm.voting.recorded import Block, OnBad, collect
 from opengrm.voting.totals import chunks, subset_totals
@@ -37,11 +37,13 @@ class Gathered:
         targets: by item id, in the benchmark's order.
         blocks: the judgments' scores, orders and tokens as arrays (`voting.recorded`).
         seconds: spent on each item's judgments, where known.
+        lengths: characters of each response, by item id.
     """
 
     targets: dict[str, Target] = field(default_factory=dict)
     blocks: tuple[Block, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    lengths: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -83,6 +85,7 @@ def gather(
         for item in items:
             found.targets[item.id] = benchmark.target(item)
             sizes[item.id] = item.n
+            found.lengths[item.id] = tuple(map(len, item.responses))
             yield item
 
     recorded = collect(judging(watched()), sizes, pool=pool, on_bad=on_bad)
@@ -196,7 +199,7 @@ def report(
         "subsets": [_subset(name, own) for name, own in by_subset(found).items()],
         "by_k": by_k(benchmark, gathered, how),
         "cost": _cost(gathered, found),
-        "statistics": statistics(gathered),
+        "statistics": statistics(gathered.blocks, found, gathered.lengths),
     }
 
 
@@ -255,14 +258,4 @@ def _cost(gathered: Gathered, found: Sequence[Outcome]) -> dict[str, Any]:
         "completion_tokens": total(o.completion_tokens for o in found),
         "seconds": total(o.seconds for o in found),
         "judgments": gathered.judgments,
-    }
-
-
-def statistics(gathered: Gathered) -> dict[str, Any]:
-    """What the judgments say of the judge: parse rate, position bias and order consistency."""
-    valid = sum(int(block.valid_IK.sum()) for block in gathered.blocks)
-    clusters = {t.item: t.cluster for t in gathered.targets.values() if t.cluster is not None}
-    return {
-        "parse_rate": valid / gathered.judgments if gathered.judgments else None,
-        "positions": position_bias(gathered.blocks, clusters),
     }

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from opengrm import __version__
-from opengrm.cli import demo, eval, export, judge, ledger, report, spct, train, vote, world
+from opengrm.cli import check_overlap, compare, demo, eval, export, judge, ledger, report, spct, train, vote, world
 from opengrm.errors import OpenGRMError
 
 app = typer.Typer(
@@ -26,11 +26,13 @@ app = typer.Typer(
 app.command(name="judge")(judge.judge)
 app.command(name="vote")(vote.vote)
 app.command(name="eval")(eval.evaluate)
+app.command(name="compare")(compare.compare)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(world.app, name="world")
 app.add_typer(export.app, name="export")
 app.add_typer(train.app, name="train")
 app.command(name="spct")(spct.spct)
+app.command(name="check-overlap")(check_overlap.check_overlap)
 app.command(name="report")(report.report)
 app.command(name="demo")(demo.demo)
 

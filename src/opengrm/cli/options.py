@@ -31,8 +31,8 @@ HeldOutFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--held-out",
-        help="Items that will be reported on; refuse to train on their conversations, or 13 words of one. May be given"
-        " several times.",
+        help="Items that will be reported on; refuse to train on copies and near copies of their prompts and responses"
+        " (see check-overlap). May be given several times.",
     ),
 ]
 ChatVariables = Annotated[

@@ -34,16 +34,16 @@ from typing import Any, Literal
 
 from opengrm.engines import Sampling
 from opengrm.errors import UsageError
-from opengrm.items import Message, conversation
+from opengrm.items import conversation
 from opengrm.jsonl import read_rows, write_rows
 from opengrm.judges.grm import GRM
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
-from opengrm.reading import read_items
+from opengrm.reading import read_items, read_located_items
 from opengrm.templates import built_in, get_template
 from opengrm.templates.forms import Forms, forms_of
 from opengrm.training import evaluation, rft, rl
-from opengrm.training.overlap import HeldOut, refuse_overlap
+from opengrm.training.overlap import Exchange, HeldOut, of_items, refuse_overlap
 from opengrm.training.spct_config import Config, Tasks, World
 from opengrm.training.stage import Pace, differing, make_folder, read_json, write_json
 from opengrm.voting.correctness import label_of
@@ -145,10 +145,11 @@ def _begin(config: Config, folder: Path, about: Mapping[str, Any], *, write: boo
 def _data(config: Config, folder: Path, say: Say) -> None:
     """Write what RubricWorld gives, and see that items have labels and nothing held out is trained on."""
     (folder / "data").mkdir(exist_ok=True)
-    held_out = HeldOut()
-    for name, source in config.data.test.items():
-        for prompt in _checked_items(config, folder, name, source, say, every=True):
-            held_out.add(prompt)
+    held_out = HeldOut(
+        row
+        for name, source in config.data.test.items()
+        for row in _checked_items(config, folder, name, source, say, every=True)
+    )
     for name, trained in (
         ("rft", _checked_items(config, folder, "rft", config.data.rft, say, shift=1000 * config.seed)),
         ("rl", _checked_items(config, folder, "rl", config.data.rl, say, shift=1000 * config.seed)),
@@ -162,8 +163,8 @@ def _data(config: Config, folder: Path, say: Say) -> None:
 
 def _checked_items(
     config: Config, folder: Path, name: str, source: str | World, say: Say, *, shift: int = 0, every: bool = False
-) -> Iterator[Sequence[Message]]:
-    """The conversations of a set, written first if it is RubricWorld's, and its labels checked.
+) -> Iterator[Exchange]:
+    """The conversations and responses of a set, written first if it is RubricWorld's, and its labels checked.
 
     Args:
         shift: is added to the seed of a world.
@@ -178,18 +179,18 @@ def _checked_items(
     if every:
         evaluation.check_shown(read_items(path), _forms(config), f"data.test.{name}, {path}")
     labels: dict[str, tuple[str, float | None]] = {}
-    for item in read_items(path):
+    for where, item in read_located_items(path):
         label = label_of(item)
         if labels.setdefault(item.id, (item.key, label)) != (item.key, label):
             raise UsageError(f"{path}: the id {item.id!r} is used for two items, or for two labels of one")
-        yield item.prompt
+        yield from of_items([(where, item)])
     missing = sum(label is None for _, label in labels.values())
     if missing and (every or missing == len(labels)):
         raise UsageError(f"{path}: {missing:,} items have no label of the best response (or of a single one)")
     say(f"{name}: {path}")
 
 
-def _instructions(config: Config, folder: Path) -> Iterator[Sequence[Message]]:
+def _instructions(config: Config, folder: Path) -> Iterator[Exchange]:
     """What the instruction rows ask; they are written first if they are RubricWorld's, and checked."""
     from opengrm.worlds.instructions import generate_instructions
 
@@ -205,7 +206,8 @@ def _instructions(config: Config, folder: Path) -> Iterator[Sequence[Message]]:
             raise UsageError(f"data instructions: {error}") from None
     for where, row in read_rows(path):
         rft.check_example(where, row)  # a malformed row is told now, not after the sampling
-        yield conversation(row["prompt"])
+        answers = conversation(row["completion"], name="completion")
+        yield Exchange(where, conversation(row["prompt"]), tuple(message.content for message in answers))
 
 
 def _collect(config: Config, folder: Path, say: Say) -> None:
