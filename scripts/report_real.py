@@ -132,7 +132,9 @@ def report_bt(_data: Path, folder: Path) -> None:
         }
         for row in rows
     ]  # fmt: skip
-    path.with_suffix(".md").write_text(BT_PAGE.format(table=markdown(cells), trained=trained["examples"]))
+    path.with_suffix(".md").write_text(
+        BT_PAGE.format(table=markdown(cells), trained=trained["examples"] - trained["too_long"])
+    )
     print(markdown(cells))
 
 
