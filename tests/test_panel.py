@@ -92,3 +92,19 @@ def test_head_is_the_minimum() -> None:
     right = 1 / (1 + np.exp(-weight))
     assert 0 < weight < np.log(3)
     assert right - 0.75 + 0.5 * weight == pytest.approx(0, abs=1e-4)
+
+
+def test_what_no_panel_and_no_head_takes() -> None:
+    items = {"x": pair("x", 0, "q")}
+    with pytest.raises(ValueError, match="item 'x': a judgment of 1 scores"):
+        panel_of([Judgment("x", (1.0,))], items)
+    panel = panel_of([said("x", 0), said("x", 1)], items)
+    with pytest.raises(ValueError, match="numbers for"):
+        panel.credits(Guide(k_meta=1), np.array([1.0]))
+    one = np.ones((2, 1), dtype=np.float32)
+    with pytest.raises(UsageError, match="0 and 1"):
+        train_head(one, np.array([2.0, 5.0]))
+    with pytest.raises(UsageError, match=r"row 1: a feature that is not a finite number \(1 such rows\)"):
+        train_head(np.array([[1.0], [np.nan]], dtype=np.float32), np.array([0.0, 1.0]))
+    with pytest.raises(ValueError, match="at least 0"):
+        train_head(one, np.array([0.0, 1.0]), l2=-1)

@@ -28,11 +28,11 @@ def find_model(model: str | Path, *, revision: str | None = None, code: bool = F
     Raises:
         EngineError: there is no such model here, and the hub cannot give it.
     """
+    if str(model) == minilm.NAME:  # also where a folder has that name: ./NAME is that one
+        return minilm.minilm_folder(), minilm.NAME
     path = embedded_folder(str(model)) if is_embedded(model) else Path(model)
     if path.is_dir():
         return path, path.resolve().name
-    if str(model) == minilm.NAME:
-        return minilm.minilm_folder(), minilm.NAME
     text = str(model)
     is_hub_id = not is_embedded(model) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
     if path.exists() or not is_hub_id:

@@ -122,6 +122,8 @@ class Classifier:
             read_packed(loaded)
         self.truncates = getattr(loaded.config, "truncates", None) is True
         cut_to = getattr(loaded.config, "truncates_to", None) if self.truncates else None
+        if cut_to is not None and (type(cut_to) is not int or cut_to < 1):
+            raise EngineError(f"{folder}/config.json: truncates_to is {cut_to!r}, expected an integer of at least 1")
         limits = [limit for limit in (context_length(loaded), cut_to) if isinstance(limit, int)]
         self.context = min(limits, default=None)
         self._max_batch, self._max_tokens = max_batch, max_tokens

@@ -49,9 +49,19 @@ def train_head(features_JD: Floats32, labels_J: Floats, *, l2: float = 1e-3, ite
         iterations: most steps of L-BFGS.
 
     Raises:
-        UsageError: no examples, or all of one label.
+        UsageError: no examples, all of one label, other labels than 0 and 1, features that are not finite numbers.
+        ValueError: another number of labels than of rows, or an l2 below 0.
         MissingExtra: torch is not installed.
     """
+    if len(features_JD) != len(labels_J) or not l2 >= 0:
+        raise ValueError(f"{len(features_JD)} rows, {len(labels_J)} labels, l2 {l2}: expected as many, and at least 0")
+    if not np.isin(labels_J, (0, 1)).all():
+        raise UsageError("the labels of a meta RM are 0 and 1")
+    bad_J = ~np.isfinite(features_JD).all(axis=1)
+    if bad_J.any():
+        raise UsageError(
+            f"row {int(bad_J.argmax())}: a feature that is not a finite number ({int(bad_J.sum())} such rows)"
+        )
     if len(set(labels_J.tolist())) != 2:
         raise UsageError("no judgments to learn from (or all of one label)")
     try:

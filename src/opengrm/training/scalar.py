@@ -43,6 +43,7 @@ from opengrm.training.stage import PATIENCE, check_finite, differing, make_folde
 OnProgress = Callable[[int, int, str], None]
 EXAMPLES, METRICS = "examples.jsonl", "metrics.jsonl"
 MODEL, CHECKPOINTS = "model", "checkpoints"
+_LEARNED = ("meta_template", "pair_template", "cloud_template", "truncates", "truncates_to")  # what config.json tells
 WATCHED = 2000  # held-out examples that are looked at while training; all are at the end
 
 
@@ -178,6 +179,8 @@ def train_scalar(
 
     # 1. The base as a classifier, and what identifies this run.
     model, tokenizer, identity = classifier(base, trust_remote_code)
+    for name in _LEARNED:  # a base that was such a model itself says what it was
+        vars(model.config).pop(name, None)
     for name, value in objective.config.items():
         setattr(model.config, name, value)
     run = {**named, "base": identity, "settings": asdict(settings)}

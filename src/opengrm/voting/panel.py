@@ -85,6 +85,8 @@ class Panel:
     def _placed(self, values_J: Floats) -> Floats:
         """A number of each judgment where it stands: shape [I, K], NaN elsewhere."""
         count, most, _ = self.scores_IKN.shape
+        if values_J.shape != self.place_J.shape:
+            raise ValueError(f"{values_J.shape} numbers for {self.place_J.shape} judgments")
         found = np.full(count * most, np.nan)
         found[self.place_J] = values_J
         return found.reshape(count, most)
@@ -98,7 +100,7 @@ def panel_of(judgments: Sequence[Judgment], items: Mapping[str, Item]) -> Panel:
         items: by id, all with labels, and all of the same number of responses; single ones with rewards 0 or 1.
 
     Raises:
-        ValueError: an item without a label, or of another number of responses.
+        ValueError: an item without a label, or of another number of responses; a judgment of another number of scores.
     """
     names = tuple(dict.fromkeys(judgment.item for judgment in judgments))
     number = {name: i for i, name in enumerate(names)}
@@ -116,6 +118,8 @@ def panel_of(judgments: Sequence[Judgment], items: Mapping[str, Item]) -> Panel:
         i = number[judgment.item]
         place_J[j] = seats[i]
         if judgment.scores is not None:
+            if len(judgment.scores) != items[judgment.item].n:
+                raise ValueError(f"item {judgment.item!r}: a judgment of {len(judgment.scores)} scores")
             label = labels[i]
             assert label is not None
             right_J[j] = float(correct(judgment.scores, label))
