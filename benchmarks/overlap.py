@@ -100,12 +100,12 @@ class Planter:
 
     def other_case(self, rng: random.Random, original: Exchange) -> Row:
         change = rng.choice((str.upper, str.lower, str.swapcase))
-        # A letter whose upper case is another letter when lowered again (dotless i) is left as it is.
-        changed = [
-            {"role": m.role, "content": "".join(change(c) if change(c).casefold() == c.casefold() else c for c in m.content)}
-            for m in original.prompt
-        ]  # fmt: skip
-        return self.row(rng, changed)
+
+        def changed(text: str) -> str:
+            # A letter whose upper case is another letter when lowered again (dotless i) is left as it is.
+            return "".join(change(c) if change(c).casefold() == c.casefold() else c for c in text)
+
+        return self.row(rng, [{"role": m.role, "content": changed(m.content)} for m in original.prompt])
 
     def other_spacing(self, rng: random.Random, original: Exchange) -> Row:
         changed = [{"role": m.role, "content": "\n  " + re.sub(r" ", "\u00a0 ", m.content)} for m in original.prompt]
