@@ -266,7 +266,7 @@ def main(data: Path) -> None:
             "held_out_prompts": known.count, "held_out_rows": len(held_out),
             "compared_as_wholes_short": known.short,
             "compared_as_wholes_shared_wording": known.shared, "rule": RULE,
-            "seconds": "processor time of one thread for reading both sides and looking; wall_seconds is the clock's, with"
+            "seconds": "processor time of one thread, reading both sides included; wall_seconds is the clock's, with"
             " other work on the machine; rss_gb is the most that the whole benchmark held",
         },
     )  # fmt: skip
