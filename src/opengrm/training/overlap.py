@@ -53,6 +53,10 @@ OWN = LEAST - SPAN + 1  # spans of its own that a text must have to be compared 
 COMMON = 10  # held-out prompts
 SKETCH = 128  # spans of one response
 SHOWN = 1000  # matches that a report keeps
+RULE = {
+    "span_words": SPAN, "share": SHARE, "response_share": RESPONSE_SHARE, "least_words": LEAST,
+    "common_prompts": COMMON, "sketch": SKETCH,
+}  # fmt: skip
 
 Hashes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -120,11 +124,7 @@ class Overlap:
     matches: tuple[Match, ...]
 
     def to_json(self) -> dict[str, Any]:
-        rule = {
-            "span_words": SPAN, "share": SHARE, "response_share": RESPONSE_SHARE, "least_words": LEAST,
-            "common_prompts": COMMON,
-        }  # fmt: skip
-        return {**asdict(self), "rule": rule}
+        return {**asdict(self), "rule": RULE}
 
 
 class HeldOut:
