@@ -91,10 +91,12 @@ class Course(NamedTuple):
     """What a rule says after each of the first T votes of X items.
 
     Attributes:
+        totals_XTN: what the vote so far comes to: sums of scores, of shared votes, or of weighted scores.
         leader_XT: the response at the top so far; -1 where several tie, and without a vote.
         sure_XT: how sure the rule is that it is the full vote's, 0 to 1; 1 at t = k.
     """
 
+    totals_XTN: Floats
     leader_XT: Ints
     sure_XT: Floats
 
@@ -139,8 +141,8 @@ def course(
         if meta_XT is None:
             raise ValueError("a guided vote needs meta scores")
         return _guided_course(votes_XTN, valid_XT, meta_XT, k, stop, how, block, reach)
-    totals_XTN = np.cumsum(votes_XTN, axis=1)
-    leader_XT = _leaders(totals_XTN, valid_XT, reach)
+    totals_XTN = _rounded(np.cumsum(votes_XTN, axis=1), reach)
+    leader_XT = _leaders(totals_XTN, valid_XT)
     left_T = np.arange(k - 1, k - 1 - seen, -1)
     doubt_XT = np.zeros((count, seen))
     if stop.rule == "exact":
@@ -159,7 +161,7 @@ def course(
                 else:
                     p_XT = n / np.maximum(_drawn_wealth(difference_XT, k, block, reach), 1e-300)
                     doubt_XT = np.where(mine_XT, np.maximum(doubt_XT, p_XT), doubt_XT)
-    return _course(leader_XT, doubt_XT, k, block)
+    return _course(totals_XTN, leader_XT, doubt_XT, k, block)
 
 
 def span(scores_XT: Floats, k: int, stop: Stop) -> Span:
@@ -232,10 +234,15 @@ def _looks(seen: int, k: int, block: int) -> Bools:
     return np.asarray((t_T % block == 0) | (t_T == k))
 
 
-def _leaders(totals_XTN: Floats, valid_XT: Bools, reach: float) -> Ints:
-    """The response alone at the top, -1 where there is none; totals that differ by rounding tie."""
-    top_XT1 = totals_XTN.max(axis=2, keepdims=True)
-    at_top_XTN = totals_XTN >= top_XT1 - 1e-9 * reach
+def _rounded(totals: Floats, reach: float) -> Floats:
+    """Totals that differ by rounding only, made equal."""
+    unit = 10.0 ** np.floor(np.log10(reach)) * 1e-9
+    return np.asarray(np.rint(totals / unit) * unit)
+
+
+def _leaders(totals_XTN: Floats, valid_XT: Bools) -> Ints:
+    """The response alone at the top, -1 where there is none."""
+    at_top_XTN = totals_XTN == totals_XTN.max(axis=2, keepdims=True)
     alone_XT = (at_top_XTN.sum(axis=2) == 1) & (np.cumsum(valid_XT, axis=1) > 0)
     return np.asarray(np.where(alone_XT, at_top_XTN.argmax(axis=2), -1))
 
@@ -246,12 +253,12 @@ def _margins(totals_XTN: Floats, leader_XT: Ints) -> Floats:
     return np.asarray(np.where(leader_XT >= 0, top_XT2[:, :, 1] - top_XT2[:, :, 0], 0.0))
 
 
-def _course(leader_XT: Ints, doubt_XT: Floats, k: int, block: int) -> Course:
+def _course(totals_XTN: Floats, leader_XT: Ints, doubt_XT: Floats, k: int, block: int) -> Course:
     """Doubt as certainty: none in a leader that is not there, none between cycles, all at the end."""
     seen = leader_XT.shape[1]
     sure_XT = np.clip(1 - doubt_XT, 0.0, 1.0) * (leader_XT >= 0) * _looks(seen, k, block)
     sure_XT[:, k - 1 :] = 1.0
-    return Course(leader_XT, sure_XT)
+    return Course(totals_XTN, leader_XT, sure_XT)
 
 
 def _overtaken(difference_XT: Floats, valid_XT: Bools, k: int, rows_XT: Bools) -> Floats:
@@ -278,17 +285,26 @@ def _reached(sum_M: Floats, squares_M: Floats, size_M: Floats, valid_M: Ints, se
 
     Of the votes to come the same share is taken to be missing as of those seen.
     """
-    left_M = np.maximum((k - seen_M) * valid_M / seen_M, 1e-9)
-    urn_M = valid_M + 2.0  # with one difference of the largest size either way
-    unit_M = np.where(size_M > 0, size_M, 1.0)
-    mean_M = sum_M / unit_M / urn_M
-    variance_M = (squares_M / unit_M**2 + 2) / urn_M - mean_M**2
+    # Scores are often whole: the same few numbers come again and again.
+    facts_FM = np.stack([sum_M, squares_M, size_M, valid_M, seen_M]).astype(np.float64)
+    order_M = np.lexsort(facts_FM)
+    sorted_FM = facts_FM[:, order_M]
+    first_M = np.append(True, (sorted_FM[:, 1:] != sorted_FM[:, :-1]).any(axis=0))
+    sum_U, squares_U, size_U, valid_U, seen_U = sorted_FM[:, first_M]
+    left_U = np.maximum((k - seen_U) * valid_U / seen_U, 1e-9)
+    urn_U = valid_U + 2.0  # with one difference of the largest size either way
+    unit_U = np.where(size_U > 0, size_U, 1.0)
+    mean_U = sum_U / unit_U / urn_U
+    variance_U = (squares_U / unit_U**2 + 2) / urn_U - mean_U**2
     # The mean of the votes left, drawn from a Polya urn: its variance shrinks to that of the unknown mean itself.
-    variance_M = variance_M * (urn_M + left_M) / ((urn_M + 1) * left_M)
-    share_M = (1 + mean_M) / 2
-    weight_M = np.maximum(share_M * (1 - share_M) * 4 / np.maximum(variance_M, 1e-12) - 1, 1e-6)
-    needed_M = (1 - sum_M / unit_M / left_M) / 2
-    return np.asarray(1 - beta_tail(share_M * weight_M, (1 - share_M) * weight_M, needed_M))
+    variance_U = variance_U * (urn_U + left_U) / ((urn_U + 1) * left_U)
+    share_U = (1 + mean_U) / 2
+    weight_U = np.maximum(share_U * (1 - share_U) * 4 / np.maximum(variance_U, 1e-12) - 1, 1e-6)
+    needed_U = (1 - sum_U / unit_U / left_U) / 2
+    behind_U = 1 - beta_tail(share_U * weight_U, (1 - share_U) * weight_U, needed_U)
+    found_M = np.empty(len(order_M))
+    found_M[order_M] = behind_U[np.cumsum(first_M) - 1]
+    return found_M
 
 
 def _drawn_wealth(difference_XT: Floats, k: int, block: int, reach: float) -> Floats:
@@ -314,7 +330,7 @@ def _guided_course(
     step = max(1, _CELLS // (seen * seen))
     slices = [slice(start, start + step) for start in range(0, count, step)]
     parts = [_guided_part(votes_XTN[s], valid_XT[s], meta_XT[s], k, stop, guide, block, reach) for s in slices]
-    return Course(np.concatenate([p.leader_XT for p in parts]), np.concatenate([p.sure_XT for p in parts]))
+    return Course(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def _guided_part(
@@ -322,8 +338,8 @@ def _guided_part(
 ) -> Course:
     count, seen, n = votes_XTN.shape
     weights_XTK = guided_weights(meta_XT, valid_XT, np.tri(seen), guide)
-    totals_XTN = weights_XTK @ votes_XTN
-    leader_XT = _leaders(np.round(totals_XTN, 9), valid_XT, reach)
+    totals_XTN = _rounded(weights_XTK @ votes_XTN, reach)
+    leader_XT = _leaders(totals_XTN, valid_XT)
     doubt_XT = np.zeros((count, seen))
     looks_T = _looks(seen, k, block)
     for i in range(n):
@@ -347,7 +363,7 @@ def _guided_part(
                 else:
                     found = n / np.maximum(_guided_wealth(*part, k, guide, block, reach), 1e-300)
                 doubt_XT[rows, t] = np.maximum(doubt_XT[rows, t], found)
-    return _course(leader_XT, doubt_XT, k, block)
+    return _course(totals_XTN, leader_XT, doubt_XT, k, block)
 
 
 def _ranked(
