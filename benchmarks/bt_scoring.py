@@ -1,6 +1,6 @@
 """Scoring responses with a scalar model: ours beside plain batches, in one run.
 
-    python benchmarks/bt_scoring.py        # writes results/bt-scoring.json, about twenty minutes
+    python benchmarks/bt_scoring.py        # writes results/bt-scoring.json, some ten minutes
     python benchmarks/bt_scoring.py --quick
 
 Items have a long conversation and 4 to 8 responses, as in best-of-n selection and in RL. Three ways score all of
@@ -162,12 +162,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a classifier's folder; default: a random Qwen3")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--items", type=int, default=64)
+    parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--prompt-words", type=int, default=400)
     parser.add_argument("--batch", type=int, default=32, help="most conversations in a batch, for each way")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a small model and few items; nothing is quoted of it")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "bt-scoring.json")

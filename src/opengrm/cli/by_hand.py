@@ -113,5 +113,8 @@ def _sentence(verdict: Verdict) -> str:
         return f"Responses {', '.join(str(i + 1) for i in verdict.tied)} tie at the top. {counts}"
     if verdict.winner is None:
         return f"Score {verdict.scores[0]:g}. {counts}"
-    sure = "" if verdict.confidence is None else f", leading with probability {verdict.confidence:.0%}"
+    # One vote says nothing of how others would fall, and a scalar judge's are all the same.
+    sure = ""
+    if verdict.confidence is not None and verdict.valid > 1:
+        sure = f", leading with probability {verdict.confidence:.0%}"
     return f"Response {verdict.winner + 1} is best{sure}. {counts}"

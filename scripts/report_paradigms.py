@@ -1,0 +1,195 @@
+"""results/paradigms.json and its page, from what `scripts/measure_paradigms.py` has measured.
+
+python scripts/report_paradigms.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure_paradigms import PAIRS, VOTES, models, reported, sets
+from measure_spct import parameters
+
+from opengrm.engines.checkpoints import find_model
+from opengrm.judges.base import PARADIGMS
+from opengrm.judgments import Judgment
+from opengrm.ledger import Ledger
+from opengrm.reports.results import write_result
+from opengrm.reports.tables import count, markdown, percent, share
+from opengrm.voting.correctness import credit
+from opengrm.voting.intervals import normal_interval
+from opengrm.voting.reducers import verdict_of
+
+ORDERLESS = ("cloud", "bt", "pair")  # one response at a time, or both orders in one judgment
+COLUMNS = {"greedy": "greedy, or one pass", "k1": "@1", "k8": "@8", "k32": "@32"}
+INTRODUCTION = """\
+# Six paradigms in RubricWorld
+
+One base, {sizes} parameters each, the same 6,000 labelled items; {pairs:,} held-out pairs, 200 lists of 3 to 6,
+200 single responses. Per cent with 95 % intervals; a missing verdict counts as chance; sampled judgments at
+temperature 1. The world is a proving ground: this shows what the methods make of one small model and the same labels,
+not how large models judge real text. Measured by `scripts/measure_paradigms.py`.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/paradigms"))
+    parser.add_argument("--grm", type=Path, default=Path("runs/spct/main-0"))
+    parser.add_argument("--output", type=Path, default=Path("results"))
+    args = parser.parse_args()
+    judged = {name: json.loads((args.folder / "judged" / f"{name}.json").read_text()) for name in PARADIGMS}
+    once = json.loads((args.folder / "judged" / "one-pass.json").read_text())
+    times = json.loads((args.folder / "timed.json").read_text())
+    rows = [summary(name, judged[name], times["rows"]) for name in PARADIGMS]
+    sizes = {
+        name: parameters(find_model(f"{path}/head" if name == "cloud" else path)[0])
+        for name, path in models(args.folder, args.grm).items()
+    }
+    gains = compared(args.folder)
+    notes = {
+        "parameters": sizes, "pair_one_pass_consistency": once, "timed_pairs": times["items"], "gains": gains,
+        "scalar_training": {name: reported(args.folder, name) for name in ("bt", "pair")},
+        "training_seconds": training_seconds(args.folder, args.grm),
+    }  # fmt: skip
+    write_result(
+        args.output / "paradigms.json",
+        headline={f"{row['judge']}_{how}": told["mean"] for row in rows for how, told in row["pairs"].items()},
+        rows=[*rows, *({"row": "votes", **row} for told in judged.values() for row in told["rows"])],
+        notes=notes,
+    )
+    span = " to ".join(f"{size:,}" for size in sorted({min(sizes.values()), max(sizes.values())}))
+    page = [INTRODUCTION.format(sizes=span, pairs=PAIRS), *sentences(gains), "", *tables(rows, once, times["items"])]
+    (args.output / "paradigms.md").write_text("\n".join(page), encoding="utf-8")
+
+
+def summary(name: str, judged: Mapping[str, Any], times: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One paradigm: accuracy on pairs and lists, ROC-AUC on single responses, positions, cost of a verdict."""
+    paradigm = PARADIGMS[name]
+    found: dict[str, Any] = {
+        "row": "summary", "judge": name, "title": paradigm.title, "generation": paradigm.generation,
+        "scoring": paradigm.scoring, "vote": paradigm.reduce if paradigm.sampled else None,
+        "takes": [n for n in (1, 2, 3) if paradigm.takes(n)],
+    }  # fmt: skip
+    for kind, measure in (("pairs", "accuracy"), ("lists", "accuracy"), ("singles", "auc")):
+        of_kind = {
+            "greedy" if row["how"] == "greedy" else f"k{row['k']}": row for row in judged["rows"] if row["set"] == kind
+        }
+        found[kind] = {how: row[measure] for how, row in of_kind.items()}
+        if kind == "pairs":
+            found["valid"] = {how: row["parse_rate"] for how, row in of_kind.items()}
+    for how, positions in judged["positions"].items():
+        found[f"consistency_{how}"] = positions[0]["other_order_agreement"] if positions else None
+        found[f"first_preference_{how}"] = positions[0]["first_preference"] if positions else None
+    for k in (1, 8, 32):
+        own = [row for row in times if row["judge"] == name and row["k"] == k]
+        if own:
+            found[f"tokens_{k}"] = own[0]["tokens"]
+            found[f"seconds_{k}"] = statistics.median(row["seconds"] for row in own)
+    return found
+
+
+def compared(folder: Path) -> list[dict[str, Any]]:
+    """Each sampled judge against each scalar one on the same pairs: the difference in accuracy, paired by item."""
+    credits: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
+    for name, paradigm in PARADIGMS.items():
+        with Ledger(folder / "judged" / f"{name}.ledger.db", create=False) as ledger:
+            made: dict[tuple[str, bool], list[Judgment]] = {}
+            for judgment in ledger.judgments():
+                made.setdefault((judgment.item, not judgment.temperature), []).append(judgment)
+        for greedy in (True, False) if paradigm.sampled else (True,):
+            credits[name, "greedy" if greedy else "votes"] = np.array([
+                _credit(item.id, item.best or 0, made.get((item.id, greedy), []), paradigm.reduce, greedy)
+                for item in sets()["pairs"]
+            ])  # fmt: skip
+    return [
+        {"judge": name, "how": how, "scalar": scalar, "gain": gain._asdict()}
+        for (name, how), own in credits.items() if PARADIGMS[name].sampled
+        for scalar in ("bt", "pair")
+        if (gain := normal_interval(own - credits[scalar, "greedy"])) is not None
+    ]  # fmt: skip
+
+
+def _credit(name: str, best: int, judgments: Sequence[Judgment], reduce: Any, greedy: bool) -> float:
+    """What the verdict earns: that of the first greedy judgment, or of all sampled ones; missing is chance."""
+    votes = sorted(judgments, key=lambda judgment: judgment.sample)[: 1 if greedy else None]
+    scores = [vote.scores for vote in votes if vote.scores is not None]
+    told = verdict_of(name, scores, reduce, asked=len(votes)).scores
+    return 0.5 if told is None else credit(told, best)
+
+
+def training_seconds(folder: Path, grm: Path) -> dict[str, Any]:
+    """Seconds of training as the stages themselves wrote them down; other load made them longer."""
+    stages = ("collect", "tune", "rl")
+    runs = {"grm": grm, "llm": folder / "llm" / "run"}
+    found: dict[str, Any] = {
+        name: {stage: json.loads((run / "spct.json").read_text())["stages"][stage]["seconds"] for stage in stages}
+        for name, run in runs.items()
+    }
+    found["llm"]["cold start"] = json.loads((folder / "llm" / "cold" / "train.json").read_text()).get("seconds")
+    return {**found, **{name: reported(folder, name).get("seconds") for name in ("bt", "pair")}}
+
+
+def sentences(gains: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who wins on pairs, in plain words, from the paired intervals alone."""
+    said = {"greedy": "greedy", "votes": f"with {VOTES} votes"}
+    lines = []
+    for row in gains:
+        mean, low, high = (100 * row["gain"][part] for part in ("mean", "low", "high"))
+        scalar, judge = PARADIGMS[row["scalar"]].title, f"{PARADIGMS[row['judge']].title} {said[row['how']]}"
+        if low > 0:
+            told = f"{judge} beats {scalar}"
+        elif high < 0:
+            told = f"**{scalar} beats {judge}**"
+        else:
+            told = f"{judge} and {scalar} cannot be told apart"
+        lines.append(f"- {told}: {mean:+.1f} points [{low:+.1f}, {high:+.1f}].")
+    return lines
+
+
+def tables(rows: Sequence[Mapping[str, Any]], once: Mapping[str, float], timed: int) -> list[str]:
+    """The page's tables."""
+
+    def figures(kind: str) -> str:
+        cells = []
+        for row in rows:
+            if row[kind]:
+                paradigm = f"{row['title']} ({row['generation']}, {row['scoring']})"
+                numbers = {title: percent(row[kind].get(how)) for how, title in COLUMNS.items()}
+                cells.append({"judge": row["judge"], "paradigm": paradigm, **numbers})
+        return markdown(cells)
+
+    takes, cost = [], []
+    for row in rows:
+        able = {title: "yes" if n in row["takes"] else "no" for n, title in enumerate(("single", "pair", "list"), 1)}
+        takes.append({"judge": row["judge"], **able, "vote": row["vote"] or "none: every sample is the same"})
+        ordered = row["judge"] not in ORDERLESS
+        cells = {
+            "judge": row["judge"],
+            "same winner in both orders %": percent(row["consistency_greedy"]) if ordered else "100 by construction",
+            "preference for the first %": percent(row["first_preference_greedy"]) if ordered else "-",
+            "valid %": share(row["valid"].get("k32", row["valid"]["greedy"])),
+        }
+        for k in (1, 8, 32):
+            cells[f"tokens @{k}"] = count(row.get(f"tokens_{k}"))
+            cells[f"ms @{k}"] = f"{1000 * row[f'seconds_{k}']:.2f}" if f"seconds_{k}" in row else "-"
+        cost.append(cells)
+    return [
+        "## Pairs", "", figures("pairs"), "## Lists", "", figures("lists"),
+        "## Single responses: ROC-AUC against the 0/1 label", "", figures("singles"),
+        "## What they take", "", markdown(takes),
+        f"## Positions (greedy) and cost of a verdict ({timed} pairs, one thread of a shared machine)", "",
+        markdown(cost),
+        "PairRM reads both orders, so that its sum cannot depend on them; its two passes prefer the same response for",
+        f"{percent(once)} % of the pairs.", "",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
