@@ -1,11 +1,12 @@
 """A judge that stops early: votes go to items until a stopping rule is sure of them (docs/adaptive-voting.md).
 
-Items that are open are asked for one more cycle of their planned orders at a time, so that positions stay balanced
-wherever a vote stops. There are no rounds that wait for one another: whenever the engine has room, the next request is
-that of an open item whose judgments are in, else the first of a new item; the engine runs dry only at the end.
+Items that are open are asked for whole cycles of their planned orders, so that positions stay balanced wherever a vote
+stops: one cycle first, later half as many votes again as there are, since few items stay open for long and an engine
+that waits for two votes at a time is idle. There are no rounds that wait for one another: whenever the engine has
+room, the next request is that of an open item whose judgments are in, else the first of a new item.
 
 With a budget over the whole data set there are rounds, since who gets the last votes depends on all items: in each
-round every open item gets a cycle, and where the budget does not reach for all, the least sure items do. Then all
+round every open item is asked once, and where the budget does not reach for all, the least sure items are. Then all
 items are held in memory.
 
 What an item gets depends on its own judgments alone (with a budget: on all items'), never on timing: a resumed run
@@ -14,6 +15,7 @@ finds the same judgments in the ledger, decides the same, and asks only for what
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -58,6 +60,7 @@ class AdaptiveJudge:
         meta: scores judgments for a guided vote.
         budget: of all items together; None is no bound but k an item.
         window: most items open, or finished and waiting for an earlier one.
+        growth: by how much an item's votes grow each time it is asked, at least by a cycle; 1 is a cycle each time.
 
     Raises:
         UsageError: the judge has no ledger.
@@ -70,6 +73,7 @@ class AdaptiveJudge:
     meta: MetaRM | None = None
     budget: Budget | None = None
     window: int = 1024
+    growth: float = 1.5
 
     def __post_init__(self) -> None:
         if self.sampled.ledger is None:
@@ -100,6 +104,11 @@ class AdaptiveJudge:
     def _cycle(self, item: Item) -> int:
         return item.n if self.balanced else 1
 
+    def _next(self, item: Item, there: int, k: int) -> int:
+        """How many votes an item with so many is asked to have."""
+        cycle = self._cycle(item)
+        return min(max(there + cycle, math.ceil(self.growth * there / cycle) * cycle), k)
+
     def _scored(self, judged: Iterator[Judged]) -> Iterator[Judged]:
         return judged if self.meta is None else self.meta.score(judged)
 
@@ -122,7 +131,7 @@ class AdaptiveJudge:
         while (found := flow.next()) is not None:
             place, item, there = found
             flow.asked.append(place)
-            yield item, min(there + self._cycle(item), k)
+            yield item, self._next(item, there, k)
 
     def _within(
         self, items: list[Item], k: int, budget: Budget, on_judgment: OnJudgment | None
@@ -137,11 +146,11 @@ class AdaptiveJudge:
         sure = [0.0] * len(items)
         open_items = list(range(len(items)))
         while open_items:
-            asked = _affordable(open_items, sure, [min(self._cycle(items[i]), k - len(there[i])) for i in open_items],
-                                there, budget)  # fmt: skip
+            costs = [self._next(items[i], len(there[i]), k) - len(there[i]) for i in open_items]
+            asked = _affordable(open_items, sure, costs, there, budget)
             if not asked:
                 break
-            wanted = [(items[i], min(len(there[i]) + self._cycle(items[i]), k)) for i in asked]
+            wanted = [(items[i], self._next(items[i], len(there[i]), k)) for i in asked]
             with closing(self.sampled.judge_each(wanted, on_judgment)) as run:
                 for i, (_, judgments) in zip(asked, self._scored(run), strict=True):
                     there[i] = judgments

@@ -289,7 +289,8 @@ def _reached(sum_M: Floats, squares_M: Floats, size_M: Floats, valid_M: Ints, se
     facts_FM = np.stack([sum_M, squares_M, size_M, valid_M, seen_M]).astype(np.float64)
     order_M = np.lexsort(facts_FM)
     sorted_FM = facts_FM[:, order_M]
-    first_M = np.append(True, (sorted_FM[:, 1:] != sorted_FM[:, :-1]).any(axis=0))
+    first_M = np.ones(len(order_M), dtype=bool)
+    first_M[1:] = (sorted_FM[:, 1:] != sorted_FM[:, :-1]).any(axis=0)
     sum_U, squares_U, size_U, valid_U, seen_U = sorted_FM[:, first_M]
     left_U = np.maximum((k - seen_U) * valid_U / seen_U, 1e-9)
     urn_U = valid_U + 2.0  # with one difference of the largest size either way
