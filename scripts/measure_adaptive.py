@@ -96,7 +96,7 @@ def held_out_labels() -> dict[str, float]:
 
 
 def world_rows(folder: Path, labels: dict[str, float]) -> Iterator[Row]:
-    for model, draws in (("rl", DRAWS), ("base", 20)):
+    for model, draws in (("rl", DRAWS), ("base", 12)):
         ranked, singles = rubric_world(folder, model)
         pairs, lists = [b for b in ranked if b.n == 2], [b for b in ranked if b.n > 2]
         jobs: list[tuple[str, Sequence[Block], Rule, int, list[Plan]]] = [
@@ -110,8 +110,8 @@ def world_rows(folder: Path, labels: dict[str, float]) -> Iterator[Row]:
                 2,
                 plans(0, 10, (32,)),
             ),
-            ("lists", lists, "sum", 20, plans(0, 10, SEEN)),
-            ("lists", lists, "majority", 20, plans(0, 10, SEEN)),
+            ("lists", lists, "sum", 10, plans(0, 10, SEEN)),
+            ("lists", lists, "majority", 10, plans(0, 10, SEEN)),
             ("singles", singles, "mean", 5, plans(0, 1, SEEN, width=0.2)),
         ]
         for name, blocks, how, times, wanted in jobs:
@@ -229,8 +229,7 @@ def timed(items: list[Item]) -> Iterator[Row]:
             return GRM(engine, template, Sampling(temperature=temperature, max_tokens=192), ledger=Ledger(None))
 
         next(judge().judge(items[:1], 2))  # the first call prepares
-        for name, stop in (("32 votes", None), ("posterior 0.05", Stop("posterior", 0.05, 0, 10)),
-                           ("anytime 0.05", Stop("anytime", 0.05, 0, 10))):  # fmt: skip
+        for name, stop in (("32 votes", None), ("posterior 0.05", Stop("posterior", 0.05, 0, 10))):
             summary, start, cpu = Summary(), time.perf_counter(), time.process_time()
             run = judge() if stop is None else AdaptiveJudge(judge(), stop)
             winners = [v.verdict.winner for v in verdicts(run, items, 32, summary=summary)]
@@ -335,9 +334,10 @@ def real_rows(data: Path) -> Iterator[Row]:
             low, high = observed_range(blocks)
             low, high = (1.0, 10.0) if name.startswith("wildbench") else (low, high)
             fewest = min(b.samples for b in blocks)
+            times = 2 if fewest == 2 else 50 if fewest < 16 else 10
             width = None if how == "majority" else (high - low) / 10 if high > 1 else 0.25
             wanted = plans(low, high, [k for k in (1, 2, 3, 5, 8, 16) if k <= fewest], width=width)
-            for row in adaptive_rows(blocks, wanted, how, labels=labels, draws=DRAWS if fewest < 16 else 20):
+            for row in adaptive_rows(blocks, wanted, how, labels=labels, draws=times):
                 who = {"model": source.source.model, "template": source.source.template}
                 yield {"set": name, **{k: v for k, v in who.items() if v}, **row}
         say(name)
@@ -402,6 +402,7 @@ def headline(rows: Sequence[Row]) -> dict[str, float]:
         "agreement": best["agreement"]["mean"], "alpha": best["alpha"],
         "anytime_votes_share": sure["votes_share"], "anytime_agreement": sure["agreement"]["mean"],
         "simulated_error_over_alpha": worst, "seconds_share": timed["seconds"] / full["seconds"],
+        "cpu_seconds_share": timed["cpu_seconds"] / full["cpu_seconds"],
         "timed_votes_share": timed["judgments"] / full["judgments"],
     }  # fmt: skip
 

@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 
 from opengrm.cli.judges import JudgeName
 from opengrm.cli.options import (
     REDUCE_HELP,
+    STOP_HELP,
+    Alpha,
     BadRows,
     JsonOut,
     KMeta,
@@ -24,11 +26,14 @@ from opengrm.cli.options import (
     OnBad,
     Orders,
     Reduce,
+    StopName,
+    Width,
     bad_rows,
     different_files,
     is_stream,
     json_object,
     key_values,
+    stopping_rule,
     voting_rule,
 )
 from opengrm.cli.progress import progress
@@ -37,10 +42,12 @@ from opengrm.errors import BadRow, UsageError
 if TYPE_CHECKING:
     from opengrm.cli.judges import Chosen
     from opengrm.items import Item
-    from opengrm.judges.base import Paradigm
+    from opengrm.judges.adaptive import Budget
+    from opengrm.judges.base import Paradigm, SampledJudge
     from opengrm.judges.meta import MetaRM
     from opengrm.judges.run import Summary
     from opengrm.ledger import Ledger
+    from opengrm.voting.stopping import Stop
 
 
 EngineName = Literal["transformers", "openai", "vllm", "openvino"]
@@ -211,6 +218,21 @@ def judge(
     k_meta: KMeta = None,
     meta_threshold: MetaThreshold = None,
     meta_weights: MetaWeights = False,
+    stop: Annotated[StopName | None, typer.Option(help=STOP_HELP, rich_help_panel=SAMPLING)] = None,
+    alpha: Alpha = None,
+    width: Width = None,
+    budget_votes: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --stop: most judgments of all items together.", rich_help_panel=SAMPLING),
+    ] = None,
+    budget_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --stop: tokens of all items together; the last round may go beyond.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
     on_bad: OnBad = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
     as_json: JsonOut = False,
@@ -228,6 +250,10 @@ def judge(
     Votes guided by a meta RM (opengrm train meta):
 
         opengrm judge items.jsonl -o v.jsonl -k 8 --model MODEL --meta meta-rm/model
+
+    At most 32 votes an item, fewer where they agree:
+
+        opengrm judge items.jsonl -o v.jsonl -k 32 --model MODEL --stop posterior
 
     One item by hand:
 
@@ -257,6 +283,12 @@ def judge(
         reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
     )
     k = _votes(k, chosen.paradigm)
+    early = stopping_rule(stop, alpha, width, chosen.scale)
+    budget = _budget(early, budget_votes, budget_tokens)
+    if early is not None and not chosen.paradigm.sampled:
+        raise UsageError(f"--stop: a {chosen.paradigm.title} judge gives the same scores every time")
+    if early is not None and chosen.scale is None and rule != "majority":
+        raise UsageError(f"--stop: scores of a {chosen.paradigm.title} judge have no range; use --reduce majority")
 
     def open_meta(kept: Ledger | None, stack: ExitStack) -> MetaRM | None:
         if meta is None:
@@ -268,8 +300,10 @@ def judge(
         )
 
     if prompt is not None:
-        if any((output, judgments, ledger, on_bad != "stop")):
-            raise UsageError("--output, --judgments, --ledger and --on-bad go with a file of items, not with --prompt")
+        if any((output, judgments, ledger, on_bad != "stop", stop)):
+            raise UsageError(
+                "--output, --judgments, --ledger, --stop and --on-bad go with a file of items, not with --prompt"
+            )
         item = item_by_hand(prompt, response or [], reference, principle, chosen)
         with ExitStack() as stack:
             judge_by_hand(chosen.open(None, stack), open_meta(None, stack), item, k, rule, as_json)
@@ -309,7 +343,13 @@ def judge(
         kept = stack.enter_context(Ledger(ledger))
         verdict_rows = stack.enter_context(RowWriter(output or "-"))
         judgment_rows = None if judgments is None else stack.enter_context(RowWriter(judgments))
-        opened = chosen.open(kept, stack)
+        opened, scorer = chosen.open(kept, stack), open_meta(kept, stack)
+        explain = None
+        if early is not None:
+            from opengrm.judges.adaptive import AdaptiveJudge
+
+            adaptive = AdaptiveJudge(cast("SampledJudge", opened), early, rule, orders == "balanced", scorer, budget)
+            opened, scorer, explain = adaptive, None, lambda item, found: adaptive.explain(item, found, k)
         summary = Summary()
         show = stack.enter_context(progress("judging", count * k, quiet=quiet))
         usable = _usable(items, name, chosen, bad_rows("skip"))
@@ -318,9 +358,10 @@ def judge(
             usable,
             k,
             reduce=rule,
-            meta=open_meta(kept, stack),
+            meta=scorer,
             summary=summary,
             on_progress=lambda done, s: show(done, _note(s), s.new),
+            explain=explain,
         )
         try:
             for judged in run:
@@ -346,6 +387,16 @@ def _votes(k: int | None, paradigm: Paradigm) -> int:
     if k not in (None, 1):
         raise UsageError(f"-k {k}: a {paradigm.title} judge gives the same scores every time, so -k is 1")
     return 1
+
+
+def _budget(stop: Stop | None, votes: int | None, tokens: int | None) -> Budget | None:
+    if votes is None and tokens is None:
+        return None
+    if stop is None:
+        raise UsageError("--budget-votes and --budget-tokens go with --stop")
+    from opengrm.judges.adaptive import Budget
+
+    return Budget(votes, tokens)
 
 
 def _usable(path: Path, name: str, chosen: Chosen, on_bad: BadRows) -> Iterator[Item]:
@@ -383,6 +434,7 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
         row = {**figures, "k": k, "ledger": str(ledger) if ledger else None}
         print(json.dumps(row, ensure_ascii=False), file=stream)
         return
+    possible = k * summary.items
     missing = ", ".join(f"{kind} {count:,}" for kind, count in sorted(summary.missing.items()))
     lines = [
         f"{summary.items:,} items, {summary.judgments:,} judgments ({summary.new:,} new), {figures['seconds']:,.1f} s",
@@ -392,6 +444,9 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
         f"tokens: {summary.prompt_tokens:,} in, {summary.completion_tokens:,} out"
         f" ({figures['tokens_per_judgment']:,.0f} a judgment)",
     ]
+    if summary.judgments < possible:
+        stops = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.stops.items()))
+        lines.append(f"votes: {summary.judgments / possible:.1%} of {possible:,}; items stopped by: {stops}")
     for name, key in (("accuracy", "accuracy"), ("accuracy of single responses", "accuracy_singles")):
         for sense, accuracy in (("missing at chance", figures[key]), ("valid only", figures[f"{key}_valid_only"])):
             if accuracy is not None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from opengrm import __version__
-from opengrm.cli import demo, export, judge, ledger, spct, train, vote, world
+from opengrm.cli import demo, export, judge, ledger, plan, spct, train, vote, world
 from opengrm.errors import OpenGRMError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command(name="judge")(judge.judge)
 app.command(name="vote")(vote.vote)
+app.command(name="plan")(plan.plan)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(world.app, name="world")
 app.add_typer(export.app, name="export")

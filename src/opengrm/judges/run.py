@@ -87,6 +87,7 @@ class Summary:
     started: float = field(default_factory=time.monotonic)
     tied: int = 0
     no_verdict: int = 0
+    stops: Counter[str] = field(default_factory=Counter)
     _ranked: _Accuracy = field(default_factory=_Accuracy)
     _singles: _Accuracy = field(default_factory=_Accuracy)
 
@@ -100,6 +101,8 @@ class Summary:
         self.completion_tokens += verdict.completion_tokens
         self.tied += bool(verdict.tied)
         self.no_verdict += verdict.scores is None
+        if "stop" in verdict.extra:
+            self.stops[verdict.extra["stop"]["reason"]] += 1
         label = label_of(item)
         if label is None:
             return
@@ -128,6 +131,7 @@ class Summary:
             "items": self.items,
             "judgments": self.judgments,
             "judgments_new": self.new,
+            "stops": dict(self.stops),
             "missing": dict(self.missing),
             "parse_rate": valid / self.judgments if self.judgments else None,
             "no_verdict": self.no_verdict,

@@ -5,15 +5,16 @@ This is `stopping.py` for judgments instead of arrays, and the form in which a v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from opengrm.judgments import Judgment
 from opengrm.voting.guided import Rule
-from opengrm.voting.stopping import Stop, course, span, stops
+from opengrm.voting.stopping import Course, Span, Stop, course, span, stops
 
 Reason = Literal["sure", "all votes", "budget"]
 
@@ -54,16 +55,24 @@ def decide(
         raise ValueError("there is no judgment to decide on")
     nothing = (np.nan,) * n
     scores_XTN = np.array([[j.scores or nothing for j in judgments]], dtype=np.float64)
+    found: Course | Span
     if n == 1:
         found = span(scores_XTN[:, :, 0], k, stop)
-        stopped = bool(stops(found, stop, k)[0, -1])
-        low, high = float(found.low_XT[0, -1]), float(found.high_XT[0, -1])
-        done = len(judgments) == k
-        sure = 1.0 if done or (stopped and stop.rule == "exact") else (1 - stop.alpha) * stopped
-        return Decision(stopped, sure, None if np.isnan(low) else (low, high))
-    meta_XT = np.array([[np.nan if j.meta is None else j.meta for j in judgments]])
-    seen = course(scores_XTN, k, stop, how, block=block, meta_XT=meta_XT)
-    return Decision(bool(stops(seen, stop, k, block)[0, -1]), float(seen.sure_XT[0, -1]))
+    else:
+        meta_XT = np.array([[np.nan if j.meta is None else j.meta for j in judgments]])
+        found = course(scores_XTN, k, stop, how, block=block, meta_XT=meta_XT)
+    stopped = bool(stops(found, stop, k, block)[0, -1])
+    return replace(at(found, stop, 0, len(judgments), k), stopped=stopped)
+
+
+def at(found: Course | Span, stop: Stop, i: int, t: int, k: int) -> Decision:
+    """The decision of the i-th item that stopped after t votes of k."""
+    if isinstance(found, Course):
+        return Decision(True, float(found.sure_XT[i, t - 1]))
+    mean, low, high = (float(v[i, t - 1]) for v in found)
+    narrow = stop.width is not None and max(high - mean, mean - low) <= stop.width
+    sure = 1.0 if t == k or (narrow and stop.rule == "exact") else (1 - stop.alpha) * narrow
+    return Decision(True, sure, None if math.isnan(low) else (low, high))
 
 
 def said(decision: Decision, stop: Stop, asked: int, k: int) -> dict[str, Any]:

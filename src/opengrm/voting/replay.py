@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from opengrm.voting.correctness import credit_rows
 from opengrm.voting.guided import Rule, rule_name
-from opengrm.voting.intervals import normal_interval, share_interval
+from opengrm.voting.intervals import normal_interval, share_interval, wilson
 from opengrm.voting.ranked import cluster_ids
 from opengrm.voting.recorded import Block
-from opengrm.voting.stopping import Course, Span, Stop, course, span, stopping_points, stops
+from opengrm.voting.stopping import Course, Span, Stop, StopRule, course, span, stopping_points, stops
 from opengrm.voting.subsets import is_balanced, plans_of
 
 Floats = npt.NDArray[np.float64]
@@ -219,9 +219,10 @@ def adaptive_rows(
 
     Returns:
         A row for each plan: `votes` (mean, with interval), `votes_share` (of the full vote's), `early` (share of draws
-        that stop before the end), `agreement` with the full vote, `disagreement_bound` (its 97.5 % upper bound,
-        Wilson's), `tokens` a verdict where known; with labels `accuracy`, `accuracy_full` and `accuracy_loss`; with a
-        rule `calibration`: for bins of how sure it was where it stopped early, the share that agreed. Empty if no item
+        that stop before the end), `agreement` with the full vote, `disagreement_bound` (the 97.5 % upper bound of its
+        complement, Wilson's as if each item had agreed or not: an item that agrees in all draws says little of the
+        next), `tokens` a verdict where known; with labels `accuracy`, `accuracy_full` and `accuracy_loss`; with a rule
+        `calibration`: for bins of how sure it was where it stopped early, the share that agreed. Empty if no item
         has enough votes.
     """
     most = max((plan.votes or 1 for plan in plans), default=1)
@@ -244,6 +245,7 @@ def _figures(plan: Plan, blocks: Sequence[Block], paths: Sequence[Paths], cluste
     votes = normal_interval(votes_I, None, clusters_I)
     assert agreement is not None  # there is at least one item
     assert votes is not None
+    groups = len(votes_I) if clusters_I is None else len(set(clusters_I.tolist()))
     row: dict[str, Any] = {
         "rule": "fixed" if plan.stop is None else plan.stop.rule,
         "alpha": None if plan.stop is None or plan.stop.rule == "exact" else plan.stop.alpha,
@@ -254,7 +256,7 @@ def _figures(plan: Plan, blocks: Sequence[Block], paths: Sequence[Paths], cluste
         "votes_share": float(votes_I.sum() / full_I.sum()),
         "early": float(early.mean()),
         "agreement": agreement._asdict(),
-        "disagreement_bound": 1 - agreement.low,
+        "disagreement_bound": 1 - wilson(agreement.mean, agreement.mean * (1 - agreement.mean) / groups, groups).low,
         "tokens": None if np.isnan(tokens_I).any() else float(tokens_I.mean()),
     }
     known_I = ~np.isnan(credit_I)
@@ -279,3 +281,35 @@ def _calibration(sure_X: Floats, agrees_X: Floats) -> list[dict[str, float]]:
             mean = float(sure_X[in_bin_X].mean())
             found.append({"sure": mean, "agreed": float(agrees_X[in_bin_X].mean()), "verdicts": int(in_bin_X.sum())})
     return found
+
+
+def usual_plans(
+    k: int, scale: tuple[float, float], ks: Sequence[int] | None = None, width: float | None = None, *,
+    guided: bool = False,
+) -> list[Plan]:  # fmt: skip
+    """The plans to choose among: so many votes, and every rule at some levels.
+
+    Args:
+        k: recorded votes of every item.
+        scale: the range of a score.
+        ks: numbers of votes; None is powers of two up to k, and k. Those above k are left out.
+        width: of single responses.
+        guided: leaves `anytime` out, which seldom stops a guided vote and takes long to replay.
+    """
+    low, high = scale
+    wanted = [*(2**e for e in range(k.bit_length()) if 2**e < k), k] if ks is None else sorted(set(ks))
+    levels: list[tuple[StopRule, float]] = [("exact", 0.05), *(("posterior", a) for a in (0.01, 0.02, 0.05, 0.1, 0.2))]
+    if not guided:
+        levels += [("anytime", a) for a in (0.01, 0.05, 0.1)]
+    fixed = [Plan(votes=votes) for votes in wanted if votes <= k]
+    return [*fixed, *(Plan(Stop(rule, alpha, low, high, width)) for rule, alpha in levels)]
+
+
+def cheapest(rows: Sequence[Mapping[str, Any]], aim: float) -> str | None:
+    """The plan of the fewest votes whose share of other outcomes than the full vote's is surely at most `aim`.
+
+    Surely: the 97.5 % bound of the pilot. The bounds are of each plan alone.
+    """
+    able = [row for row in rows if row["disagreement_bound"] <= aim]
+    best = min(able, key=lambda row: float(row["votes"]["mean"]), default=None)
+    return None if best is None else str(best["plan"])
