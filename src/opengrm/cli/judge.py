@@ -212,7 +212,7 @@ def judge(
         typer.Option(help="A meta RM, folder or hub id: scores every judgment.", rich_help_panel=SAMPLING),
     ] = None,
     meta_template: Annotated[
-        Literal["meta", "meta-compact"] | None,
+        Literal["meta", "meta-named", "meta-compact"] | None,
         typer.Option(help="What the meta RM reads. Default: what its config.json says.", rich_help_panel=SAMPLING),
     ] = None,
     k_meta: KMeta = None,

@@ -350,6 +350,14 @@ def has_bfloat16_weights(base: str | Path) -> bool:
     return "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
 
 
+def cut(max_tokens: int | None) -> dict[str, Any]:
+    """What the config.json of a model says that was trained on conversations cut to `max_tokens` (None: its context).
+
+    Judging cuts the same way: a model need not make sense of what is longer than all it has seen.
+    """
+    return {"truncates": True} if max_tokens is None else {"truncates": True, "truncates_to": max_tokens}
+
+
 def planned_steps(settings: ScalarSettings, examples: int) -> int:
     """Optimizer steps of a whole run, as the Trainer counts them."""
     return settings.steps or math.ceil(settings.epochs * -(-examples // settings.batch))
