@@ -42,7 +42,7 @@ from opengrm.voting.correctness import credit_rows
 from opengrm.voting.guided import PAPER, Rule
 from opengrm.voting.intervals import share_interval
 from opengrm.voting.ranked import ranked_row
-from opengrm.voting.recorded import Block, Recorded, collect
+from opengrm.voting.recorded import POOLED, Block, Recorded, collect
 from opengrm.voting.replay import Plan, adaptive_rows, cycle_of, draw_orders, observed_range, replay
 from opengrm.voting.revote import Labels
 from opengrm.voting.stopping import Stop, course, stopping_points, stops
@@ -339,7 +339,8 @@ def real_rows(data: Path) -> Iterator[Row]:
             times = 2 if fewest == 2 else 50 if fewest < 16 else 10
             width = None if how == "majority" else (high - low) / 10 if high > 1 else 0.25
             wanted = plans(low, high, [k for k in (1, 2, 3, 5, 8, 16) if k <= fewest], width=width)
-            for row in adaptive_rows(blocks, wanted, how, labels=labels, draws=times):
+            pooled = source.source == POOLED
+            for row in adaptive_rows(blocks, wanted, how, labels=labels, draws=times, pooled=pooled):
                 who = {"model": source.source.model, "template": source.source.template}
                 yield {"set": name, **{k: v for k, v in who.items() if v}, **row}
         say(name)
@@ -456,7 +457,7 @@ def save(rows: Sequence[Row], out: Path) -> None:
         notes={
             "votes": "RubricWorld: judgments of the seed-0 run at temperature 1, balanced orders, k = 32.",
             "real_sets": "Pooled sets (LLMBar, WildBench) have as many votes as judges and protocols of an item.",
-            "wall_clock": "The machine's two cores were shared with other work: cpu_seconds tell the work done.",
+            "wall_clock": "seconds are wall clock on two cores that other work may share; cpu_seconds tell the work done.",
         },
     )
     picture(rows, out / "adaptive.png")

@@ -127,7 +127,7 @@ def vote(
         from opengrm.jsonl import write_rows
 
         write_rows(output, (v.to_json() for v in verdicts(report.recorded, rule, stop=early, pooled=pool)))
-    adaptive = [] if early is None else _replayed(report, labels, rule, early)
+    adaptive = [] if early is None else _replayed(report, labels, rule, early, pool)
     if as_json:
         row = {**report.to_json(), "skipped_rows": skipped.count}
         print(json.dumps(row if early is None else row | {"adaptive": adaptive}, ensure_ascii=False, allow_nan=False))
@@ -139,7 +139,7 @@ def vote(
         _plot(plot, report)
 
 
-def _replayed(report: Report, labels: Labels | None, how: Rule, stop: Stop) -> list[dict[str, Any]]:
+def _replayed(report: Report, labels: Labels | None, how: Rule, stop: Stop, pooled: bool) -> list[dict[str, Any]]:
     """What the rule spends on every source and group, in many orders of the recorded votes."""
     from opengrm.voting.recorded import as_json
     from opengrm.voting.replay import Plan, adaptive_rows
@@ -150,7 +150,9 @@ def _replayed(report: Report, labels: Labels | None, how: Rule, stop: Stop) -> l
         for group in ("singles", "pairs", "lists"):
             blocks = [b for b in source.blocks if GROUPS[group](b.n)]
             known, clusters = ({}, {}) if labels is None else (labels.labels, labels.clusters)
-            rows = adaptive_rows(blocks, [Plan(stop)], how, labels=known, clusters=clusters, draws=_DRAWS)
+            rows = adaptive_rows(
+                blocks, [Plan(stop)], how, labels=known, clusters=clusters, draws=_DRAWS, pooled=pooled
+            )
             found += [{**as_json(source.source), "group": group, **row} for row in rows]
     return found
 

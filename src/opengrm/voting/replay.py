@@ -77,14 +77,17 @@ def cycle_of(block: Block) -> int:
     return block.n if balanced else 1
 
 
-def draw_orders(block: Block, draws: int, cycle: int, seed: int = 0) -> Ints:
+def draw_orders(block: Block, draws: int, cycle: int, seed: int = 0, *, pooled: bool = False) -> Ints:
     """Orders in which the recorded judgments are read: samples_IRK. The first is the one they were recorded in.
+
+    Judgments of different judges (`pooled`) are in an order that means something, so that all orders are drawn.
 
     Args:
         block: I items of K judgments.
         draws: R, at least 1.
         cycle: above 1 the orders keep the plan.
         seed: of the draws.
+        pooled: whether the judgments of an item are of different judges.
     """
     draw = np.random.Generator(np.random.PCG64([seed, block.samples, block.n]))
     items, samples = len(block.items), block.samples
@@ -98,13 +101,14 @@ def draw_orders(block: Block, draws: int, cycle: int, seed: int = 0) -> Ints:
             samples_IRK[rows_I[:, None, None], np.arange(draws)[None, :, None], places] = shuffled.reshape(
                 len(rows_I), draws, -1
             )
-    samples_IRK[:, 0] = np.arange(samples)
+    if not pooled:
+        samples_IRK[:, 0] = np.arange(samples)
     return samples_IRK
 
 
 def replay(
     block: Block, plans: Sequence[Plan], how: Rule = "sum", *, labels: Mapping[str, float] | None = None,
-    draws: int = 200, seed: int = 0,
+    draws: int = 200, seed: int = 0, pooled: bool = False,
 ) -> list[Paths]:  # fmt: skip
     """Read the judgments of each item in many orders, until a plan says stop.
 
@@ -115,6 +119,7 @@ def replay(
         labels: index of the best (n >= 2) or 0/1 reward (n = 1) by item.
         draws: orders for each item.
         seed: of the orders.
+        pooled: as for `draw_orders`.
 
     Returns:
         The paths of each plan.
@@ -126,7 +131,7 @@ def replay(
     if most > block.samples:
         raise ValueError(f"{most} votes, but only {block.samples} are recorded of each item")
     cycle = cycle_of(block)
-    samples_IRK = draw_orders(block, draws, cycle, seed)
+    samples_IRK = draw_orders(block, draws, cycle, seed, pooled=pooled)
     step = max(1, _CELLS // (draws * block.samples * max(block.n, 2)))
     parts = []
     for start in range(0, len(block.items), step):
@@ -177,7 +182,8 @@ def _replayed(
             sure_X = course_or_span.sure_XT[every_X, t_X - 1]
         elif isinstance(course_or_span, Span) and isinstance(whole, Span):
             mean_X, full_X = course_or_span.mean_XT[every_X, t_X - 1], whole.mean_XT[:, -1]
-            width = 0.0 if plan.stop is None or plan.stop.width is None else plan.stop.width
+            stop = plan.stop or next((p.stop for p in plans if p.stop is not None), plain)  # one width for all
+            width = stop.width or 0.0
             agrees_X = (np.abs(mean_X - full_X) <= width + 1e-9) | (np.isnan(mean_X) & np.isnan(full_X))
             credits = [_single_credit(v, label_X) for v in (mean_X, full_X)]
             sure_X = np.full(len(every_X), np.nan)
@@ -208,14 +214,14 @@ def _single_credit(mean_X: Floats, label_X: Floats) -> Floats:
 
 def adaptive_rows(
     blocks: Sequence[Block], plans: Sequence[Plan], how: Rule = "sum", *, labels: Mapping[str, float] | None = None,
-    clusters: Mapping[str, object] | None = None, draws: int = 200, seed: int = 0,
+    clusters: Mapping[str, object] | None = None, draws: int = 200, seed: int = 0, pooled: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What plans spend and what they are worth, over all items that have enough recorded votes for each of them.
 
     Args:
         blocks: items of one source.
         clusters: a cluster by item id; the item itself where absent.
-        plans, how, labels, draws, seed: as for `replay`.
+        plans, how, labels, draws, seed, pooled: as for `replay`.
 
     Returns:
         A row for each plan: `votes` (mean, with interval), `votes_share` (of the full vote's), `early` (share of draws
@@ -227,7 +233,7 @@ def adaptive_rows(
     """
     most = max((plan.votes or 1 for plan in plans), default=1)
     used = [b for b in blocks if b.samples >= most and b.n >= 1]
-    by_block = [replay(b, plans, how, labels=labels, draws=draws, seed=seed) for b in used]
+    by_block = [replay(b, plans, how, labels=labels, draws=draws, seed=seed, pooled=pooled) for b in used]
     clusters_I = cluster_ids([item for b in used for item in b.items], clusters or {})
     return [
         {"plan": plan.name, "reduce": rule_name(how), **_figures(plan, used, list(paths), clusters_I)}

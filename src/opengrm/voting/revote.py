@@ -192,7 +192,7 @@ def _block_verdicts(
 ) -> Callable[[int], Verdict]:
     """The verdict of the i-th item of a block."""
     cycle = cycle_of(block)
-    samples_IK = draw_orders(block, 2, cycle, seed)[:, 1 if pooled else 0]
+    samples_IK = draw_orders(block, 1, cycle, seed, pooled=pooled)[:, 0]
     row_I1 = np.arange(len(block.items))[:, None]
     spent_I = np.full(len(block.items), block.samples)
     if stop is not None and block.n:
