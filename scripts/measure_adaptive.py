@@ -457,7 +457,7 @@ def save(rows: Sequence[Row], out: Path) -> None:
         notes={
             "votes": "RubricWorld: judgments of the seed-0 run at temperature 1, balanced orders, k = 32.",
             "real_sets": "Pooled sets (LLMBar, WildBench) have as many votes as judges and protocols of an item.",
-            "wall_clock": "seconds are wall clock on two cores that other work may share; cpu_seconds tell the work done.",
+            "wall_clock": "seconds on two cores that other work may share; cpu_seconds tell the work done.",
         },
     )
     picture(rows, out / "adaptive.png")

@@ -1,9 +1,10 @@
 """A judge that stops early: votes go to items until a stopping rule is sure of them (docs/adaptive-voting.md).
 
 Items that are open are asked for whole cycles of their planned orders, so that positions stay balanced wherever a vote
-stops: one cycle first, later half as many votes again as there are, since few items stay open for long and an engine
-that waits for two votes at a time is idle. There are no rounds that wait for one another: whenever the engine has
-room, the next request is that of an open item whose judgments are in, else the first of a new item.
+stops: first as many as the rule needs if they all agree, later half as many votes again as there are, since few items
+stay open for long and an engine that waits for two votes at a time is idle. There are no rounds that wait for one
+another: whenever the engine has room, the next request is that of an open item whose judgments are in, else the first
+of a new item.
 
 With a budget over the whole data set there are rounds, since who gets the last votes depends on all items: in each
 round every open item is asked once, and where the budget does not reach for all, the least sure items are. Then all
@@ -27,7 +28,7 @@ from opengrm.items import Item
 from opengrm.judges.base import OnJudgment, SampledJudge
 from opengrm.judges.meta import MetaRM
 from opengrm.judgments import Judgment
-from opengrm.voting.decision import Decision, decide, said
+from opengrm.voting.decision import Decision, decide, earliest, said
 from opengrm.voting.guided import Rule
 from opengrm.voting.stopping import Stop
 
@@ -105,8 +106,10 @@ class AdaptiveJudge:
         return item.n if self.balanced else 1
 
     def _next(self, item: Item, there: int, k: int) -> int:
-        """How many votes an item with so many is asked to have."""
+        """How many votes an item with so many is asked to have; at first as many as the rule needs to stop at all."""
         cycle = self._cycle(item)
+        if not there and self.budget is None:
+            return earliest(item.n, k, self.stop, self.how, cycle)
         return min(max(there + cycle, math.ceil(self.growth * there / cycle) * cycle), k)
 
     def _scored(self, judged: Iterator[Judged]) -> Iterator[Judged]:
@@ -136,7 +139,7 @@ class AdaptiveJudge:
     def _within(
         self, items: list[Item], k: int, budget: Budget, on_judgment: OnJudgment | None
     ) -> Generator[Judged, None, None]:
-        first = sum(min(self._cycle(item), k) for item in items)
+        first = sum(self._next(item, 0, k) for item in items)
         if budget.votes is not None and budget.votes < first:
             raise UsageError(
                 f"a budget of {budget.votes:,} votes does not reach for {len(items):,} items: one cycle of the orders"

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 from opengrm.judgments import Judgment
-from opengrm.voting.guided import Rule
-from opengrm.voting.stopping import Course, Span, Stop, course, span, stops
+from opengrm.voting.guided import Guide, Rule
+from opengrm.voting.stopping import Course, Span, Stop, course, span, stopping_points, stops
 
 Reason = Literal["sure", "all votes", "budget"]
 
@@ -73,6 +74,23 @@ def at(found: Course | Span, stop: Stop, i: int, t: int, k: int) -> Decision:
     narrow = stop.width is not None and max(high - mean, mean - low) <= stop.width
     sure = 1.0 if t == k or (narrow and stop.rule == "exact") else (1 - stop.alpha) * narrow
     return Decision(True, sure, None if math.isnan(low) else (low, high))
+
+
+@lru_cache
+def earliest(n: int, k: int, stop: Stop, how: Rule = "sum", block: int = 1) -> int:
+    """The fewest votes after which an item can stop.
+
+    That is where all of them put one response as far ahead as can be; of single responses, where all scores are one in
+    the middle of the range; of guided votes a cycle. Arguments as for `decide`.
+    """
+    if isinstance(how, Guide):
+        return min(block, k)
+    if n == 1:
+        found: Course | Span = span(np.full((1, k), (stop.low + stop.high) / 2), k, stop)
+    else:
+        ahead_N = np.where(np.arange(n) == 0, stop.high, stop.low)
+        found = course(np.broadcast_to(ahead_N, (1, k, n)), k, stop, how, block=block)
+    return int(stopping_points(stops(found, stop, k, block))[0])
 
 
 def said(decision: Decision, stop: Stop, asked: int, k: int) -> dict[str, Any]:
