@@ -17,6 +17,7 @@ from measure_paradigms import PAIRS, VOTES, models, reported, sets
 from measure_spct import parameters
 
 from opengrm.engines.checkpoints import find_model
+from opengrm.items import Item
 from opengrm.judges.base import PARADIGMS
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
@@ -24,14 +25,15 @@ from opengrm.reports.results import write_result
 from opengrm.reports.tables import count, markdown, percent, share
 from opengrm.voting.correctness import credit
 from opengrm.voting.intervals import normal_interval
-from opengrm.voting.reducers import verdict_of
+from opengrm.voting.reducers import Reducer, verdict_of
 
 ORDERLESS = ("cloud", "bt", "pair")  # one response at a time, or both orders in one judgment
 COLUMNS = {"greedy": "greedy, or one pass", "k1": "@1", "k8": "@8", "k32": "@32"}
 INTRODUCTION = """\
 # Six paradigms in RubricWorld
 
-One base, {sizes} parameters each, the same 6,000 labelled items; {pairs:,} held-out pairs, 200 lists of 3 to 6,
+One base, {sizes} parameters each, one set of 6,000 labelled items (who learns from which part of it:
+docs/paradigms.md); {pairs:,} held-out pairs, 200 lists of 3 to 6,
 200 single responses. Per cent with 95 % intervals; a missing verdict counts as chance; sampled judgments at
 temperature 1. The world is a proving ground: this shows what the methods make of one small model and the same labels,
 not how large models judge real text. Measured by `scripts/measure_paradigms.py`.
@@ -109,7 +111,7 @@ def compared(folder: Path) -> list[dict[str, Any]]:
                     made.setdefault((judgment.item, not judgment.temperature), []).append(judgment)
             for greedy in (True, False) if paradigm.sampled else (True,):
                 credits[name, "greedy" if greedy else "votes"] = np.array([
-                    _credit(item.id, item.best or 0, made.get((item.id, greedy), []), paradigm.reduce, greedy)
+                    _credit(item, made[item.id, greedy], paradigm.reduce, greedy)
                     for item in items
                 ])  # fmt: skip
         rows += [
@@ -121,13 +123,18 @@ def compared(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _credit(name: str, best: int, judgments: Sequence[Judgment], reduce: Any, greedy: bool) -> float:
-    """What the verdict earns: that of the first greedy judgment, or of all sampled ones; missing is chance."""
-    n = len(next((made.scores for made in judgments if made.scores is not None), (0.0, 0.0)))
-    votes = sorted(judgments, key=lambda judgment: judgment.sample)[: 1 if greedy else None]
-    scores = [vote.scores for vote in votes if vote.scores is not None]
-    told = verdict_of(name, scores, reduce, asked=len(votes)).scores
-    return 1 / n if told is None else credit(told, best)
+def _credit(item: Item, judgments: Sequence[Judgment], reduce: Reducer, greedy: bool) -> float:
+    """What the verdicts earn: the mean over greedy judgments (a pair's two orders), or that of all sampled ones.
+
+    A missing verdict earns what a blind guess does.
+    """
+    votes = [[judgment] for judgment in judgments] if greedy else [list(judgments)]
+    earned = []
+    for some in votes:
+        scores = [judgment.scores for judgment in some if judgment.scores is not None]
+        told = verdict_of(item.id, scores, reduce, asked=len(some)).scores
+        earned.append(1 / item.n if told is None or item.best is None else credit(told, item.best))
+    return statistics.mean(earned)
 
 
 def training_seconds(folder: Path, grm: Path) -> dict[str, Any]:
@@ -135,7 +142,9 @@ def training_seconds(folder: Path, grm: Path) -> dict[str, Any]:
     stages = ("collect", "tune", "rl")
     runs = {"grm": grm, "llm": folder / "llm" / "run"}
     found: dict[str, Any] = {
-        name: {stage: json.loads((run / "spct.json").read_text())["stages"][stage]["seconds"] for stage in stages}
+        name: {
+            stage: json.loads((run / "spct.json").read_text())["stages"][stage]["seconds"] or None for stage in stages
+        }
         for name, run in runs.items()
     }
     found["llm"]["cold start"] = json.loads((folder / "llm" / "cold" / "train.json").read_text()).get("seconds")

@@ -309,6 +309,12 @@ def test_pairs_that_are_too_long_are_left_out_or_cut(tmp_path: Path) -> None:
         ((_, (judgment,)),) = BradleyTerry(reader).judge([long], 1)
     assert judgment.scores is not None
     assert 1000 < judgment.prompt_tokens <= 2 * 512
+    fewer = bt_settings(steps=1, dev_share=0, truncate=True, max_tokens=100)
+    train_bradley_terry([*items, long], base, tmp_path / "fewer", fewer)
+    with Classifier(tmp_path / "fewer" / "model") as reader:
+        assert reader.context == 100
+        ((_, (judgment,)),) = BradleyTerry(reader).judge([long], 1)
+    assert 150 < judgment.prompt_tokens <= 2 * 100
     with Classifier(tmp_path / "left" / "model") as reader:
         ((_, (judgment,)),) = BradleyTerry(reader).judge([long], 1)
     assert judgment.error_kind == "too_long"

@@ -32,6 +32,10 @@ def call(words: str) -> Any:
 @pytest.mark.parametrize("kind", ["bt", "pair"])
 def test_train_and_judge(tmp_path: Path, kind: str) -> None:
     base = build_checkpoint(tmp_path / "base")
+    # What a base says that it was is not what it becomes.
+    config = json.loads((base / "config.json").read_text())
+    was = {"truncates": True, "truncates_to": 3, "meta_template": "meta"}
+    (base / "config.json").write_text(json.dumps({**config, **was}))
     items = [Item((Message("user", f"Q{i}"),), ("no", "yes", "no no"), best=1, id=f"q{i}") for i in range(12)]
     write_items(tmp_path / "items.jsonl", items)
     small = "--learning-rate 3e-3 --batch 4 --micro-batch 4 --steps 6 --eval-every 3 --save-every 3"
@@ -42,6 +46,7 @@ def test_train_and_judge(tmp_path: Path, kind: str) -> None:
     assert (report["examples"], report["items"], report["skipped_rows"]) == (24, 12, 0)
     again = call(f"train {kind} {tmp_path}/items.jsonl -o {tmp_path}/rm --model {base} {small}")
     assert json.loads(again.stdout) == report
+    assert not was.keys() & json.loads((tmp_path / "rm" / "model" / "config.json").read_text()).keys()
 
     judge = f"judge {tmp_path}/items.jsonl --judge {kind} --model {tmp_path}/rm/model -o {tmp_path}/v.jsonl -q --json"
     first = json.loads(call(judge).stdout)

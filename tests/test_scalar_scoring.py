@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("transformers")
 from test_meta_classifier import build_classifier  # noqa: E402
 
 from opengrm.engines.classifier import Classifier, Reading  # noqa: E402
+from opengrm.errors import EngineError  # noqa: E402
 from opengrm.items import Item, Message  # noqa: E402
 from opengrm.judges.bradley_terry import BradleyTerry  # noqa: E402
 from opengrm.judges.pair_rm import PairRM  # noqa: E402
@@ -64,3 +66,12 @@ def test_what_a_reading_says(tmp_path: Path) -> None:
         # What the prompts are called does not matter.
         assert reader.read(conversations, ["x"] * 4)[0].logit == pytest.approx(found[0].logit, abs=1.1e-4)
         assert isinstance(found[0], Reading)
+
+
+@pytest.mark.parametrize("value", [-5, 0, True, "16", 16.0, float("nan")])
+def test_a_cut_that_is_no_number_of_tokens_is_refused(tmp_path: Path, value: object) -> None:
+    folder = build_classifier(tmp_path, "Qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "truncates": True, "truncates_to": value}))
+    with pytest.raises(EngineError, match=r"config\.json: truncates_to is .*, expected an integer of at least 1"):
+        Classifier(folder)

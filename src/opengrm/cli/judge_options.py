@@ -138,7 +138,7 @@ Meta = Annotated[
     typer.Option(help="A meta RM, folder or hub id: scores every judgment.", rich_help_panel=SAMPLING),
 ]
 MetaTemplate = Annotated[
-    Literal["meta", "meta-compact"] | None,
+    Literal["meta", "meta-named", "meta-compact"] | None,
     typer.Option(help="What the meta RM reads. Default: what its config.json says.", rich_help_panel=SAMPLING),
 ]
 
@@ -169,7 +169,7 @@ def votes(k: int | None, paradigm: Paradigm) -> int:
 
 def meta_opener(
     meta: str | None,
-    template: Literal["meta", "meta-compact"] | None,
+    template: Literal["meta", "meta-named", "meta-compact"] | None,
     device: str,
     dtype: str,
     trust_remote_code: bool,

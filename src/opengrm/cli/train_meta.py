@@ -47,7 +47,7 @@ def meta(
         str, typer.Option(help='What it starts from: the GRM or its base. "nano", a folder or a hub id.')
     ],
     template: Annotated[
-        Literal["auto", "meta", "meta-compact"],
+        Literal["auto", "meta", "meta-named", "meta-compact"],
         typer.Option(help="What the meta RM reads. auto: meta-compact for judgments of the compact family."),
     ] = "auto",
     learning_rate: Annotated[float, typer.Option(help="Of AdamW (paper: 1e-5, for 27B).")] = 1e-5,

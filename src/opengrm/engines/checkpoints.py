@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from opengrm.engines import minilm
 from opengrm.errors import EngineError
 
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -20,12 +21,15 @@ def find_model(model: str | Path, *, revision: str | None = None, code: bool = F
     """The folder of a model, fetched from the hub where it must be, and its short name (with a hub id's commit).
 
     Args:
-        model: the name of an embedded model, a folder, or a hub id such as "Qwen/Qwen3-8B".
+        model: the name of an embedded model or of the packaged encoder ("all-minilm-l6-v2"), a folder, or a hub id
+            such as "Qwen/Qwen3-8B".
         code: also fetch the checkpoint's Python files.
 
     Raises:
         EngineError: there is no such model here, and the hub cannot give it.
     """
+    if str(model) == minilm.NAME:  # also where a folder has that name: ./NAME is that one
+        return minilm.minilm_folder(), minilm.NAME
     path = embedded_folder(str(model)) if is_embedded(model) else Path(model)
     if path.is_dir():
         return path, path.resolve().name

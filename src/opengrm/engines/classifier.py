@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _TURN = re.compile(r"(?<=\n\n)(?:System|User|Assistant|Tool):")
 _ANY_TURN = re.compile(r"(?<!\S)(?:System|User|Assistant|Tool)\s*:", re.IGNORECASE)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Behind one prompt responses of any length stand in a batch, padded to the longest in attention: with short prompts
+# (RewardBench's) that costs more than it saves.
+_WORTH = 0.3
 _DECIMALS = 4
 
 
@@ -50,7 +53,8 @@ class Classifier:
     The backbone runs in `dtype`, the head always in float32.
 
     Attributes:
-        context: most tokens of a conversation; None where the model's configuration does not say.
+        context: most tokens of a conversation; None where the model's configuration does not say. Of a model that was
+            trained on conversations cut to fewer, that number.
         meta_template, pair_template, cloud_template: what the configuration says that the model reads, where it does.
         truncates: whether it was trained on conversations whose beginning was cut to fit.
 
@@ -116,14 +120,18 @@ class Classifier:
         self._shares = share_prompts and takes_packed(loaded)
         if self._shares:
             read_packed(loaded)
-        self.context = context_length(loaded)
+        self.truncates = getattr(loaded.config, "truncates", None) is True
+        cut_to = getattr(loaded.config, "truncates_to", None) if self.truncates else None
+        if cut_to is not None and (type(cut_to) is not int or cut_to < 1):
+            raise EngineError(f"{folder}/config.json: truncates_to is {cut_to!r}, expected an integer of at least 1")
+        limits = [limit for limit in (context_length(loaded), cut_to) if isinstance(limit, int)]
+        self.context = min(limits, default=None)
         self._max_batch, self._max_tokens = max_batch, max_tokens
         computed = str(loaded.dtype).removeprefix("torch.")
         self._identity = f"{name}@{fingerprint(folder)}" + (f"-{computed}" if computed != "float32" else "")
         self.meta_template: str | None = _named(loaded.config, "meta_template")
         self.pair_template: str | None = _named(loaded.config, "pair_template")
         self.cloud_template: str | None = _named(loaded.config, "cloud_template")
-        self.truncates = getattr(loaded.config, "truncates", None) is True
 
     @property
     def model(self) -> str:
@@ -178,8 +186,8 @@ class Classifier:
     def _order(
         self, fitting: Sequence[tuple[int, ...]], prompts: Mapping[tuple[int, ...], Hashable]
     ) -> Callable[[tuple[int, ...]], tuple[Any, ...]]:
-        """The key to sort by, so that neighbours are of similar length, and of one prompt where that is shared."""
-        if not self._shares:
+        """The key to sort by, so that neighbours are of similar length, and of one prompt where that saves more."""
+        if not self._shares or _saved(fitting, prompts) < _WORTH:
             return lambda ids: (len(ids), ids)
         first: dict[Hashable, tuple[int, tuple[int, ...]]] = {}
         for ids in fitting:
@@ -305,6 +313,15 @@ def _common(rows: Sequence[tuple[int, ...]]) -> int:
     low, high = min(rows), max(rows)  # what the first and the last in order share, all share
     most = min(map(len, rows)) - 1
     return next((i for i in range(most) if low[i] != high[i]), most)
+
+
+def _saved(rows: Sequence[tuple[int, ...]], prompts: Mapping[tuple[int, ...], Hashable]) -> float:
+    """The share of all tokens that need not be read where each prompt is read once."""
+    members: dict[Hashable, list[tuple[int, ...]]] = {}
+    for row in rows:
+        members.setdefault(prompts[row], []).append(row)
+    saved = sum((len(group) - 1) * _common(group) for group in members.values() if len(group) > 1)
+    return saved / max(1, sum(map(len, rows)))
 
 
 def takes_packed(model: Any) -> bool:

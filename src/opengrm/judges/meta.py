@@ -42,7 +42,7 @@ def open_meta_rm(
 
     Args:
         model: a folder or a hub id.
-        template: what it reads, "meta" or "meta-compact"; None takes what its config.json says, else "meta".
+        template: what it reads, one of `templates.meta.FORMS`; None takes what its config.json says, else "meta".
         ledger: where meta scores are kept.
         stack: closes the classifier.
         device, dtype, trust_remote_code: as for `engines.classifier.Classifier`.

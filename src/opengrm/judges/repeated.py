@@ -111,8 +111,10 @@ def shortened(prompt: Sequence[Message], fits: Callable[[tuple[Message, ...]], b
             kept -= len(turn.content)
         return tuple(reversed(found))
 
-    low, high = 0, sum(len(turn.content) for turn in prompt)  # `low` fits, if anything does; `high` does not
+    if not fits(end(1)):  # with a long answer the search would read it many times
+        return None
+    low, high = 1, sum(len(turn.content) for turn in prompt)  # `low` fits, `high` does not
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(end(middle)) else (low, middle)
-    return end(low) if low else None
+    return end(low)

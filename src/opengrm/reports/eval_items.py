@@ -26,7 +26,8 @@ from opengrm.ledger import Ledger
 from opengrm.reports.eval_run import ITEMS, LEDGER, SHOWN, EvalRun, Row, number, place, text
 from opengrm.reports.page import visible
 
-MOST_ITEMS = 400  # on a page
+MOST_ITEMS = 400  # on a page, where nothing else is said
+MOST_KEPT = 1_000  # of a benchmark, for pages to come
 MOST_BYTES = 14_000_000  # of their JSON
 MOST_TEXT = 8_000  # characters of one text
 MOST_RESPONSES = 32  # of an item
@@ -50,8 +51,8 @@ class Embedded:
     total: int
 
 
-def keep_shown(folder: Path, benchmark: str, items: Iterable[Item], most: int = MOST_ITEMS) -> int:
-    """Write `folder`/`benchmark`/shown.jsonl: the items that a page shows, texts cut, in the order of their choice.
+def keep_shown(folder: Path, benchmark: str, items: Iterable[Item], most: int = MOST_KEPT) -> int:
+    """Write `folder`/`benchmark`/shown.jsonl: the items that a page can show, texts cut, in the order of their choice.
 
     Args:
         folder: of the run; `benchmark`/items.jsonl is there already.

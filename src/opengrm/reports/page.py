@@ -129,7 +129,7 @@ dd,figure{margin:0}dd{overflow-wrap:anywhere}.stages{display:flex;flex-wrap:wrap
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:.75rem 0}
 th,td{padding:.3rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 dt{font-size:.8rem}th{font-weight:500;vertical-align:bottom}td{vertical-align:top}td small{margin-left:.2em}
-.w{text-align:left;padding-left:0;white-space:normal;overflow-wrap:anywhere;min-width:5.5rem}
+.w{text-align:left;padding-left:0;white-space:normal;overflow-wrap:anywhere;min-width:6.5rem}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.6rem 1rem}
 .large,.small{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}
 figcaption{font-size:.85rem}.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr))}

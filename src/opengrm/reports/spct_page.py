@@ -316,7 +316,8 @@ def _rft(collected: Row, trained: Row) -> str:
     if trained:
         names = ("trajectories", "instructions", "examples", "too_long", "steps", "batch")
         facts = {name.replace("_", " "): count(trained[name]) for name in names if name in trained}
-        facts["loss"] = f"{decimals(trained.get('first_loss'), 3)} → {decimals(trained.get('last_loss'), 3)}"
+        ends = (trained.get("first_loss"), trained.get("last_loss"))
+        facts["loss"] = " → ".join("–" if loss is None else decimals(loss, 3) for loss in ends)
         facts["time"] = duration(trained.get("seconds"))
     return (table(["", "non-hinted", "hinted"], lines) if collected else "") + fact_list(facts)
 

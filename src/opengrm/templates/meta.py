@@ -1,6 +1,8 @@
 r"""What the meta RM reads (the paper's appendix G): a conversation in which the judgment is the assistant's answer.
 
     meta            user: one sentence that asks for scores, the conversation, the responses; blocks as in `grm.py`
+    meta-named      the same, and the assistant's turn begins with the judge's model and template: for judgments of
+                    several judges in one vote, of which some are more often right than others
     meta-compact    user: the compact prompt (`compact.py`) as the judge saw it, for models of RubricWorld's size
 
 The assistant's turn is the whole text that the judge wrote: principles, critique and scores. Responses stand in the
@@ -21,13 +23,13 @@ from opengrm.judgments import Judgment
 from opengrm.templates.compact import Compact
 from opengrm.templates.grm import MARKERS, conversation_text, response_block
 
-FORMS = ("meta", "meta-compact")
+FORMS = ("meta", "meta-named", "meta-compact")
 _ASK = "Give the responses their scores."
 
 
 @dataclass(frozen=True, slots=True)
 class MetaTemplate:
-    """One of the two forms; see the top of this file.
+    """One of the forms; see the top of this file.
 
     Raises:
         UsageError: an unknown form.
@@ -68,7 +70,10 @@ class MetaTemplate:
             shown = [response_block(item.responses[index], position) for position, index in enumerate(order, start=1)]
             blocks.append("#### Responses to be Scored ####\n" + "\n\n".join(shown))
             user = Message("user", "\n\n".join(blocks))
-        return user, Message("assistant", judgment.text)
+        text = judgment.text
+        if self.form == "meta-named":
+            text = f"{judgment.model or '?'}, {judgment.template or '?'}: {text}"
+        return user, Message("assistant", text)
 
 
 def default_meta_template(judge_template: str | None) -> MetaTemplate:

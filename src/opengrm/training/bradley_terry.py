@@ -25,7 +25,7 @@ from opengrm.items import Item
 from opengrm.judges.bradley_terry import answered
 from opengrm.judges.repeated import Fits
 from opengrm.training.preference_pairs import nothing_to_learn, pair_figures, pair_from_json, pair_hits, write_pairs
-from opengrm.training.scalar import Objective, OnProgress, ScalarSettings, train_scalar
+from opengrm.training.scalar import Objective, OnProgress, ScalarSettings, cut, train_scalar
 from opengrm.training.scalar_examples import Example
 
 REPORT = "bradley_terry.json"
@@ -112,7 +112,7 @@ def train_bradley_terry(
         measured=lambda scores_I2, _: {"accuracy": float(pair_hits(scores_I2[:, 0] - scores_I2[:, 1]).mean())},
         note=lambda values: f"held out: accuracy {values['dev_accuracy']:.1%}",
         held=partial(_held, loss),
-        config={"truncates": True} if settings.truncate else {},
+        config=cut(settings.max_tokens) if settings.truncate else {},
     )
     return train_scalar(
         base,

@@ -26,7 +26,7 @@ from opengrm.judges.pair_rm import both_orders
 from opengrm.judges.repeated import Fits
 from opengrm.templates.pair import PairTemplate, default_pair_template
 from opengrm.training.preference_pairs import nothing_to_learn, pair_figures, pair_from_json, pair_hits, write_pairs
-from opengrm.training.scalar import Objective, OnProgress, ScalarSettings, train_scalar
+from opengrm.training.scalar import Objective, OnProgress, ScalarSettings, cut, train_scalar
 from opengrm.training.scalar_examples import Example
 
 REPORT = "pair_rm.json"
@@ -102,7 +102,7 @@ def train_pair_rm(
         measured=lambda logits_I2, _: {"accuracy": float(pair_hits(logits_I2[:, 0] - logits_I2[:, 1]).mean())},
         note=lambda values: f"held out: accuracy {values['dev_accuracy']:.1%}",
         held=_held,
-        config={"pair_template": template.name, **({"truncates": True} if settings.truncate else {})},
+        config={"pair_template": template.name, **(cut(settings.max_tokens) if settings.truncate else {})},
     )
     named = {"judge": "pair", "template": f"{template.name}@{template.version}"}
     return train_scalar(

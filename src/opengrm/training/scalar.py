@@ -43,6 +43,7 @@ from opengrm.training.stage import PATIENCE, check_finite, differing, make_folde
 OnProgress = Callable[[int, int, str], None]
 EXAMPLES, METRICS = "examples.jsonl", "metrics.jsonl"
 MODEL, CHECKPOINTS = "model", "checkpoints"
+_LEARNED = ("meta_template", "pair_template", "cloud_template", "truncates", "truncates_to")  # what config.json tells
 WATCHED = 2000  # held-out examples that are looked at while training; all are at the end
 
 
@@ -178,6 +179,8 @@ def train_scalar(
 
     # 1. The base as a classifier, and what identifies this run.
     model, tokenizer, identity = classifier(base, trust_remote_code)
+    for name in _LEARNED:  # a base that was such a model itself says what it was
+        vars(model.config).pop(name, None)
     for name, value in objective.config.items():
         setattr(model.config, name, value)
     run = {**named, "base": identity, "settings": asdict(settings)}
@@ -348,6 +351,14 @@ def has_bfloat16_weights(base: str | Path) -> bool:
 
     config = json.loads((find_model(base)[0] / "config.json").read_text(encoding="utf-8"))
     return "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
+
+
+def cut(max_tokens: int | None) -> dict[str, Any]:
+    """What the config.json of a model says that was trained on conversations cut to `max_tokens` (None: its context).
+
+    Judging cuts the same way: a model need not make sense of what is longer than all it has seen.
+    """
+    return {"truncates": True} if max_tokens is None else {"truncates": True, "truncates_to": max_tokens}
 
 
 def planned_steps(settings: ScalarSettings, examples: int) -> int:
