@@ -379,19 +379,31 @@ def test_judgments_of_two_judges_are_not_mixed() -> None:
 
 
 def test_items_of_ones_own(tmp_path: Path) -> None:
-    """A pair (right), a list (two of three tie at the top with the best among them), a single response (wrong)."""
+    """A pair (right), a list (two of three tie at the top with the best among them), three single responses.
+
+    AUC: the good one beats one of the two bad ones and ties with the other, (1 + 1/2) / 2.
+    """
     rows: list[dict[str, Any]] = [
         {"id": "p", "prompt": "Q", "responses": ["a", "b"], "best": 1},
         {"id": "l", "prompt": "Q", "responses": ["a", "b", "c"], "best": 0, "source": {"subset": "mine"}},
-        {"id": "s", "prompt": "Q", "responses": ["a"], "rewards": [1]},
+        *(
+            {"id": name, "prompt": "Q", "responses": [name], "rewards": [r]}
+            for name, r in (("x", 1), ("y", 0), ("z", 0))
+        ),
     ]
     benchmark, targets = targets_of("items", write(tmp_path / "own.jsonl", rows))
-    assert [t.subset for t in targets] == ["pairs", "mine", "singles"]
-    found = score(benchmark, targets, {"p": (1, 2), "l": (3, 3, 1), "s": (0,)})
-    assert found.overall == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert [t.subset for t in targets] == ["pairs", "mine", "singles", "singles", "singles"]
+    scores = {"p": (1, 2), "l": (3, 3, 1), "x": (7,), "y": (2,), "z": (7,)}
+    found = score(benchmark, targets, scores)
+    assert found.overall == pytest.approx((1 + 1 / 2) / 2)
+    assert found.metrics["singles auc"] == pytest.approx(0.75)
+    assert score(benchmark, targets[2:], scores).overall == pytest.approx(0.75)
     unlabelled = write(tmp_path / "bad.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}])
     with pytest.raises(BadRow, match=r"bad\.jsonl:1: has no label of the best response"):
         targets_of("items", unlabelled)
+    rated = write(tmp_path / "rated.jsonl", [{"prompt": "Q", "responses": ["a"], "rewards": [0.5]}])
+    with pytest.raises(BadRow, match="a reward of 0 or 1"):
+        targets_of("items", rated)
 
 
 def test_every_benchmark_says_what_it_is() -> None:

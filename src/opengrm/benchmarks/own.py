@@ -3,15 +3,21 @@
     {"prompt": "Name a prime.", "responses": ["7", "8"], "best": 0, "source": {"subset": "numbers"}}
 
 Rows are read in every schema of docs/formats.md. Rule: design rule 1, all items alike: 1/(tied at the top) if the best
-response is among them; a single response's vote must equal its reward. A subset is what `source.subset` says, else
-single responses, pairs and lists.
+response is among them. Single responses have a reward of 0 or 1 and count by ROC-AUC, as ReaLMistake's: a judge's scale
+is its own. Overall is accuracy over pairs and lists, of single responses alone their AUC. A subset is what
+`source.subset` says, else single responses, pairs and lists.
 
 Traps: several sets in one file weigh by their sizes. The licence is that of the rows.
 """
 
 from __future__ import annotations
 
-from opengrm.benchmarks.base import Benchmark, micro
+from collections.abc import Sequence
+from typing import Any
+
+from opengrm.benchmarks.base import Benchmark, Figures, Outcome, best_credit, micro
+from opengrm.benchmarks.realmistake import auc
+from opengrm.benchmarks.realmistake import finish as against_others
 from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import items_from_row
@@ -23,6 +29,8 @@ def convert(row: Row, place: str) -> list[Item]:
     items = items_from_row(row)
     if any(label_of(item) is None for item in items):
         raise ValueError("has no label of the best response (or no reward of a single one), so nothing to score by")
+    if any(item.n == 1 and label_of(item) not in (0.0, 1.0) for item in items):
+        raise ValueError("a single response needs a reward of 0 or 1")
     return items
 
 
@@ -32,6 +40,28 @@ def subset(item: Item) -> str:
     return str(item.source.get("subset") or kind)
 
 
+def credit(outcome: Outcome) -> float | None:
+    """Design rule 1; a single response earns nothing alone (see `finish`)."""
+    return best_credit(outcome) if outcome.target.n > 1 or outcome.scores is None else 0.5
+
+
+def finish(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Single responses earn the share of the other label's that they are on the right side of."""
+    singles = iter(against_others([o for o in outcomes if o.target.n == 1]))
+    return [next(singles) if o.target.n == 1 else o for o in outcomes]
+
+
+def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
+    """Accuracy over pairs and lists; ROC-AUC of single responses beside it, or alone."""
+    singles = [o for o in outcomes if o.target.n == 1]
+    ranked = [o for o in outcomes if o.target.n > 1]
+    found = micro(ranked, valid_only)
+    metrics: dict[str, Any] = dict(found.metrics) if ranked else {}
+    if singles:
+        metrics["singles auc"] = auc(singles, valid_only)
+    return Figures(found.overall if ranked or not singles else metrics["singles auc"], metrics)
+
+
 BENCHMARK = Benchmark(
     name="items",
     title="Labelled items",
@@ -39,6 +69,8 @@ BENCHMARK = Benchmark(
     licence="the file's own",
     source="--data",
     convert=convert,
-    rule=micro,
+    rule=rule,
+    credit=credit,
     subset=subset,
+    finish=finish,
 )
