@@ -3,9 +3,9 @@
     {"prompt": "Name a prime.", "responses": ["7", "8"], "best": 0, "source": {"subset": "numbers"}}
 
 Rows are read in every schema of docs/formats.md. Rule: design rule 1, all items alike: 1/(tied at the top) if the best
-response is among them. Single responses have a reward of 0 or 1 and count by ROC-AUC, as ReaLMistake's: a judge's scale
-is its own. Overall is accuracy over pairs and lists, of single responses alone their AUC. A subset is what
-`source.subset` says, else single responses, pairs and lists.
+response is among them. Single responses have a reward of 0 or 1 and count by ROC-AUC, as in ReaLMistake, since each
+judge has a scale of its own. Overall is accuracy over pairs and lists; of single responses alone it is their AUC. A
+subset is what `source.subset` says, else single responses, pairs and lists.
 
 Traps: several sets in one file weigh by their sizes. The licence is that of the rows.
 """
