@@ -8,6 +8,7 @@ rule that guides the vote are chosen on those four too, on scores from heads tha
 from __future__ import annotations
 
 import hashlib
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,8 +176,11 @@ def head_scores(features_JD: Any, right_J: Any, fold_J: Any, cache: Path | None 
     """Of linear heads, the penalty chosen for each fold by the loss on the other folds."""
     known_J = ~np.isnan(right_J)
     found = {}
+    read = hashlib.sha256(f"{SAMPLE}".encode())  # heads are kept for what they were trained on
+    for array in (features_JD, right_J, fold_J):
+        read.update(np.ascontiguousarray(array).data)
     for penalty in PENALTIES:
-        path = None if cache is None else cache.with_name(f"{cache.name}-{penalty:g}.npy")
+        path = None if cache is None else cache.with_name(f"{cache.name}-{read.hexdigest()[:12]}-{penalty:g}.npy")
         if path is not None and path.exists():
             found[penalty] = np.load(path, allow_pickle=False)
             continue

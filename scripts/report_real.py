@@ -120,29 +120,34 @@ def report_bt(_data: Path, folder: Path) -> None:
             "settings": trained["settings"],
             "split": "by hash of the first message; one fifth is held out; intervals are clustered by it",
             "trained_pairs": f"{TRAINED} of the training pairs, an even sample of all sources: what one core could do",
-            "missing": "responses that alone are longer than 256 tokens have no score, and count 1/2",
+            "missing": "responses that alone are longer than what the model reads have no score, and count 1/2",
         },
     )  # fmt: skip
     cells = [
         {
             "source": row["source"], "pairs": f"{row['n']:,}", "no score": str(row["missing"]),
-            "Bradley-Terry % [95 %]": percent(row["bt"]), "longer wins %": percent(row["longer"]),
+            "Bradley-Terry % [95 %]": percent(row["bt"]), "with a score alone": percent(row["bt_valid"]), "longer wins %": percent(row["longer"]),
             "shorter wins %": percent(row["shorter"]), "less longer": percent(row["bt_less_longer"]),
             "less shorter": percent(row["bt_less_shorter"]),
         }
         for row in rows
     ]  # fmt: skip
     path.with_suffix(".md").write_text(
-        BT_PAGE.format(table=markdown(cells), trained=trained["examples"] - trained["too_long"])
+        BT_PAGE.format(
+            table=markdown(cells),
+            trained=trained["examples"] - trained["too_long"],
+            epochs=trained["settings"]["epochs"],
+            tokens=trained["settings"]["max_tokens"],
+        )  # fmt: skip
     )
     print(markdown(cells))
 
 
 BT_PAGE = """# A Bradley-Terry model on real preferences
 
-all-MiniLM-L6-v2 (22.7 M parameters), all of it fine-tuned on {trained:,} pairs of four sources for one epoch,
-conversations cut to 256 tokens; measured on held-out prompts. A random choice is right half the time. A pair with a
-response of more than 256 tokens has no score and counts one half. The last two columns are paired differences.
+all-MiniLM-L6-v2 (22.7 M parameters), all of it fine-tuned on {trained:,} pairs of four sources, {epochs:g} epoch,
+conversations cut to {tokens} tokens; measured on held-out prompts. A random choice is right half the time. A pair with
+a response of more than {tokens} tokens has no score and counts one half. The last two columns are paired differences.
 Intervals are clustered by prompt. See [docs/real-text.md](../docs/real-text.md).
 
 {table}"""
