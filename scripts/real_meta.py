@@ -8,7 +8,6 @@ rule that guides the vote are chosen on those four too, on scores from heads tha
 from __future__ import annotations
 
 import hashlib
-import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

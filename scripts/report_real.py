@@ -126,7 +126,8 @@ def report_bt(_data: Path, folder: Path) -> None:
     cells = [
         {
             "source": row["source"], "pairs": f"{row['n']:,}", "no score": str(row["missing"]),
-            "Bradley-Terry % [95 %]": percent(row["bt"]), "with a score alone": percent(row["bt_valid"]), "longer wins %": percent(row["longer"]),
+            "Bradley-Terry % [95 %]": percent(row["bt"]),
+            "with a score alone": percent(row["bt_valid"]), "longer wins %": percent(row["longer"]),
             "shorter wins %": percent(row["shorter"]), "less longer": percent(row["bt_less_longer"]),
             "less shorter": percent(row["bt_less_shorter"]),
         }
@@ -138,7 +139,7 @@ def report_bt(_data: Path, folder: Path) -> None:
             trained=trained["examples"] - trained["too_long"],
             epochs=trained["settings"]["epochs"],
             tokens=trained["settings"]["max_tokens"],
-        )  # fmt: skip
+        )
     )
     print(markdown(cells))
 
