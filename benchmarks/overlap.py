@@ -4,10 +4,10 @@
 
 DATA holds the public sets that the tests use. Held out are RewardBench's, RM-Bench's and EvalBiasBench's rows that are
 there, and RubricWorld's test split. Clean rows are 70,000 of real sentences put together anew, 20,000 such rows that
-quote 10 to 40 % of a held-out prompt in one piece, and 10,000 of RubricWorld's training split. Sentences that stand in
-a held-out text word for word are not used; nothing else is taken out. Shares are counted here anew, with sets of word
-tuples. Copies are of prompts drawn from all held-out ones (near ones from those of 13 words or more, which is what the
-guard looks at by spans), and of responses.
+quote 10 to 40 % of a held-out prompt in one piece (and hold half of none, by the count made here), and 10,000 of
+RubricWorld's training split. Sentences that stand in a held-out text word for word are not used; nothing else is taken
+out. Shares are counted here anew, with sets of word tuples. Copies are of prompts drawn from all held-out ones (near
+ones from those of 13 words or more, which is what the guard looks at by spans), and of responses.
 """
 
 from __future__ import annotations
@@ -67,8 +67,16 @@ def prompt_of(row: Exchange) -> str:
 class Planter:
     """Makes rows out of sentences and held-out texts."""
 
-    def __init__(self, asked: list[str], answered: list[str]) -> None:
+    def __init__(self, asked: list[str], answered: list[str], held_out: list[Exchange]) -> None:
         self.asked, self.answered = asked, answered
+        self.holders: dict[tuple[str, ...], list[int]] = {}  # the prompts of 13 words or more that have a span
+        self.sizes: list[int] = []
+        for text in {prompt_of(row) for row in held_out}:
+            if len(words(text)) >= 13:
+                own = grams(text, 5)
+                for gram in own:
+                    self.holders.setdefault(gram, []).append(len(self.sizes))
+                self.sizes.append(len(own))
         self.vocabulary = sorted({word for text in answered[:5000] for word in words(text)})
 
     def sentences(self, rng: random.Random, pool: list[str], least: int, most: int) -> str:
@@ -90,7 +98,12 @@ class Planter:
         quoted = " ".join(parts[start : start + length])
         before, after = (self.sentences(rng, self.asked, 1, 2) for _ in range(2))
         copy = f"{before} {quoted} {after}"
-        return None if len(words(text)) < 13 or share(copy, text, 5) >= 0.45 else self.row(rng, copy)
+        return None if len(words(text)) < 13 or self.half_of_any(copy) else self.row(rng, copy)
+
+    def half_of_any(self, text: str) -> bool:
+        """Whether half of the spans of any held-out prompt stand in a text: it may quote a part that others share."""
+        counts = Counter(prompt for gram in grams(text, 5) for prompt in self.holders.get(gram, ()))
+        return any(2 * count >= self.sizes[prompt] for prompt, count in counts.items())
 
     # Equal but for what does not matter.
 
@@ -224,7 +237,7 @@ def main(data: Path) -> None:
         benches = [data / bench for bench in BENCHES] + [biased(data, folder), world]
         held_out = [row for path in benches for row in exchanges(path)]
         real = [row for row in held_out if not row.where.startswith(str(world))]
-        planter = Planter(*pools(data, held_out))
+        planter = Planter(*pools(data, held_out), held_out)
         print(f"{len(planter.asked):,} and {len(planter.answered):,} sentences", file=sys.stderr)
         kinds: list[str] = []
         train = folder / "train.jsonl"
@@ -252,7 +265,7 @@ def main(data: Path) -> None:
         ROOT / "results" / "overlap-guard.json",
         command="python benchmarks/overlap.py DATA",
         headline={
-            "recall_exact": rate(lambda kind: kind.startswith("exact")),
+            "recall_exact": rate(lambda kind: kind.startswith("exact: prompt")),
             "recall_near": rate(lambda kind: kind.startswith("near: prompt")),
             "recall_responses": rate(lambda kind: kind.endswith("response")),
             "false_alarms": rate(lambda kind: kind.startswith("clean")),
@@ -277,9 +290,11 @@ def rows(rng: random.Random, planter: Planter, held_out: list[Exchange], kinds: 
     asked = [row for row in held_out if words(prompt_of(row))]
     long = [row for row in asked if len(words(prompt_of(row))) >= 13]
     copies: list[tuple[str, Make, list[Exchange]]] = [
-        ("exact: verbatim", planter.verbatim, asked), ("exact: other case", planter.other_case, asked),
-        ("exact: other spacing", planter.other_spacing, asked), ("exact: other Unicode", planter.other_unicode, asked),
-        ("exact: system message before it", planter.system_before, asked),
+        ("exact: prompt, verbatim", planter.verbatim, asked),
+        ("exact: prompt, other case", planter.other_case, asked),
+        ("exact: prompt, other spacing", planter.other_spacing, asked),
+        ("exact: prompt, other Unicode", planter.other_unicode, asked),
+        ("exact: prompt, system message before it", planter.system_before, asked),
         ("near: prompt, words exchanged, half of its 5-grams", planter.scattered, long),
         ("near: prompt, words exchanged, half of its 8-grams", planter.scattered_8, long),
         ("near: prompt, its beginning, half of its 5-grams", planter.first_half, long),

@@ -16,14 +16,14 @@ left gains one, and the whole text gains one.
 
 Texts of fewer than `LEAST` words, GPT-3's N (arXiv:2005.14165, appendix C), are compared as wholes only: of a short
 templated question with another name in it half the spans would be there. And what many prompts share is wording, not
-content: a span that stands in more than `COMMON` held-out prompts, or in the responses to that many, does not count
-(after GPT-3 again, where n-grams of more than 10 documents do not). A text with too little of its own left is compared
-as a whole only, a response that so many prompts got (a refusal) not at all.
+content: of a text's *own* spans, those that stand in at most `COMMON` held-out prompts and the responses to them, half
+as large a share must be there too. (GPT-3 again did not count n-grams of more than 10 documents at all.) A text with
+too few of its own is compared as a whole only, a response that so many prompts got (a refusal) not at all.
 
 Of a long response the `SKETCH` spans with the lowest hashes are looked for, the same ones in every copy (a bottom
 sketch: Broder, SEQUENCES 1997); the share is then an estimate, with a standard error of at most 0.044.
 
-Hashes are BLAKE2's, so that every process finds the same. The held-out side is kept as sorted arrays, 12 bytes a span
+Hashes are BLAKE2's, so that every process finds the same. The held-out side is kept as sorted arrays, 20 bytes a span
 and its words; what is trained on streams past it.
 """
 
@@ -261,7 +261,9 @@ class HeldOut:
         self._first_S = np.append(first_S, len(self._text_P))
         own_T = np.bincount(self._text_P, minlength=len(spans))
         self._size_T = np.where(own_T >= OWN, own_T, 0)
-        self._least_T = np.where(prompt_T, SHARE, RESPONSE_SHARE) * self._size_T - 1e-9
+        self._all_P = np.concatenate([np.empty(0, np.uint64), *spans])
+        self._all_T = np.concatenate(([0], np.cumsum(size_T)))
+        self._least_T = np.where(prompt_T, SHARE, RESPONSE_SHARE)
         self.short = int((prompt_T & (size_T == 0)).sum())
         self.shared = int((prompt_T & (size_T > 0) & (self._size_T == 0)).sum())
         # Most spans of a clean row are in none of them; a table of bits says so at once.
@@ -279,6 +281,7 @@ class HeldOut:
             words += _words((response,))
             ends.append(len(words))
         hash_F, at_F = self._spans(words)
+        all_F = hash_F
         maybe_F = self._there[hash_F >> self._shift]
         hash_F, at_F = hash_F[maybe_F], at_F[maybe_F]
         span_F = np.minimum(np.searchsorted(self._hash_S, hash_F), len(self._hash_S) - 1)
@@ -292,10 +295,17 @@ class HeldOut:
         skip_F = np.cumsum(count_F) - count_F
         text_H = self._text_P[np.repeat(self._first_S[span_F] - skip_F, count_F) + np.arange(count_F.sum())]
         at_H = np.repeat(at_F, count_F)
+        there: Hashes | None = None
         for text, hits in zip(*np.unique(text_H, return_counts=True), strict=True):
-            if self._size_T[text] and hits >= self._least_T[text]:
+            least = float(self._least_T[text])
+            if not self._size_T[text] or hits < least / 2 * self._size_T[text]:
+                continue
+            if there is None:
+                there = np.unique(all_F)
+            share = float(np.isin(self._all_P[self._all_T[text] : self._all_T[text + 1]], there).mean())
+            if share >= least:
                 part_H = np.searchsorted(ends, at_H[text_H == text], side="right")
-                yield float(hits / self._size_T[text]), int(text), int(np.bincount(part_H).argmax())
+                yield share, int(text), int(np.bincount(part_H).argmax())
 
 
 def exchanges(path: str | Path, on_bad: OnBad | None = None) -> Iterator[Exchange]:
