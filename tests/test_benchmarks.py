@@ -378,6 +378,22 @@ def test_judgments_of_two_judges_are_not_mixed() -> None:
         gather(BENCHMARKS["rewardbench"], items, judging, pool=False)
 
 
+def test_items_of_ones_own(tmp_path: Path) -> None:
+    """A pair (right), a list (two of three tie at the top with the best among them), a single response (wrong)."""
+    rows: list[dict[str, Any]] = [
+        {"id": "p", "prompt": "Q", "responses": ["a", "b"], "best": 1},
+        {"id": "l", "prompt": "Q", "responses": ["a", "b", "c"], "best": 0, "source": {"subset": "mine"}},
+        {"id": "s", "prompt": "Q", "responses": ["a"], "rewards": [1]},
+    ]
+    benchmark, targets = targets_of("items", write(tmp_path / "own.jsonl", rows))
+    assert [t.subset for t in targets] == ["pairs", "mine", "singles"]
+    found = score(benchmark, targets, {"p": (1, 2), "l": (3, 3, 1), "s": (0,)})
+    assert found.overall == pytest.approx((1 + 1 / 2 + 0) / 3)
+    unlabelled = write(tmp_path / "bad.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}])
+    with pytest.raises(BadRow, match=r"bad\.jsonl:1: has no label of the best response"):
+        targets_of("items", unlabelled)
+
+
 def test_every_benchmark_says_what_it_is() -> None:
     for benchmark in BENCHMARKS.values():
         assert all((benchmark.title, benchmark.version, benchmark.licence, benchmark.source))

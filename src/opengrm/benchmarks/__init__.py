@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from opengrm.benchmarks import (
     judgebench,
     llmbar,
+    own,
     pandalm,
     ppe,
     realmistake,
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         realmistake.BENCHMARK,
         llmbar.BENCHMARK,
         pandalm.BENCHMARK,
+        own.BENCHMARK,
     )
 }
 PAPER = ("rewardbench", "ppe-preference", "ppe-correctness", "rmb")  # what the SPCT paper's overall is the mean of
