@@ -13,7 +13,7 @@ from opengrm.judgments import Judgment
 from opengrm.voting import lead_probability, vote
 from opengrm.voting.evidence import beta_tail, wealth
 from opengrm.voting.guided import PAPER, Guide, Rule, guided_vote
-from opengrm.voting.stopping import Stop, course, span, stopping_points, stops
+from opengrm.voting.stopping import Stop, check_width, course, span, stopping_points, stops
 
 NAN = math.nan
 
@@ -23,6 +23,9 @@ def test_beta_tail_is_scipys() -> None:
     a, b = 10 ** draw.uniform(-2, 2.5, (2, 2000))
     x = draw.uniform(-0.1, 1.1, 2000)
     np.testing.assert_allclose(beta_tail(a, b, x), stats.beta.sf(x, a, b), atol=1e-8)
+    for a, b in ((900.0, 900.0), (50_000.0, 49_000.0)):
+        x = a / (a + b) + np.linspace(-4, 4, 41) * np.sqrt(a * b / (a + b) ** 3)
+        np.testing.assert_allclose(beta_tail(a, b, x), stats.beta.sf(x, a, b), atol=1e-8)
 
 
 def test_wealth_by_hand() -> None:
@@ -125,6 +128,31 @@ def test_posterior_at_the_end_is_certain_and_ties_are_never_sure() -> None:
     assert 0.5 < found.sure_XT[0, 1] < 1
 
 
+def test_posterior_counts_a_tie_with_the_full_vote_as_lost() -> None:
+    # 16 : 14 with two of 32 to come: the urn of 17 and 15 loses both, which is a tie, with 15/32 * 16/33 = 0.227. The
+    # Beta distribution of their mean, with a step's correction, is near it and on the safe side.
+    scores = np.array([[[1.0, 0.0]] * 16 + [[0.0, 1.0]] * 14])
+    for how in ("sum", "majority"):
+        sure = course(scores, 32, Stop("posterior"), how).sure_XT[0, -1]
+        assert 0.69 < sure < 1 - 15 / 32 * 16 / 33
+    # The same of a guided vote that counts all votes.
+    guided = course(scores, 32, Stop("posterior"), Guide(threshold=0.0), meta_XT=np.ones((1, 30)))
+    assert guided.sure_XT[0, -1] == pytest.approx(sure, abs=1e-9)
+
+
+def test_posterior_of_a_majority_is_near_the_urns_at_every_split() -> None:
+    k = 16
+    for seen in range(1, k):
+        for losses in range((seen + 1) // 2):
+            wins, left = seen - losses, k - seen
+            scores = np.array([[[1.0, 0.0]] * wins + [[0.0, 1.0]] * losses])
+            sure = course(scores, k, Stop("posterior"), "majority").sure_XT[0, -1]
+            # Lost where so many of those to come are against the leader that all k tie, or more.
+            needed = math.ceil((wins - losses + left) / 2)
+            lost = stats.betabinom(left, losses + 1, wins + 1).sf(needed - 1)
+            assert -0.1 < sure - (1 - lost) < 0.005
+
+
 def simulated(items: int, k: int, n: int, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Judges with a bias for each item and noise on 0..10, and meta scores; close races, so that errors are possible.
 
@@ -216,6 +244,9 @@ def test_bad_arguments() -> None:
             Stop(**{"rule": "exact", **bad})
     with pytest.raises(ValueError, match="outside of 0 to 10"):
         course(np.array([[[11.0, 0]]]), 2, Stop("exact"))
+    for how in ("majority", PAPER):
+        with pytest.raises(ValueError, match="a width is for the mean"):
+            check_width(Stop("exact", width=1.0), how)
     with pytest.raises(ValueError, match="meta scores"):
         course(np.array([[[1.0, 0]]]), 2, Stop("exact"), PAPER)
     with pytest.raises(ValueError, match="at least 2"):

@@ -142,7 +142,7 @@ def vote(
 def _replayed(report: Report, labels: Labels | None, how: Rule, stop: Stop, pooled: bool) -> list[dict[str, Any]]:
     """What the rule spends on every source and group, in many orders of the recorded votes."""
     from opengrm.voting.recorded import as_json
-    from opengrm.voting.replay import Plan, adaptive_rows
+    from opengrm.voting.replay import adaptive_rows
     from opengrm.voting.revote import GROUPS
 
     found = []
@@ -150,9 +150,7 @@ def _replayed(report: Report, labels: Labels | None, how: Rule, stop: Stop, pool
         for group in ("singles", "pairs", "lists"):
             blocks = [b for b in source.blocks if GROUPS[group](b.n)]
             known, clusters = ({}, {}) if labels is None else (labels.labels, labels.clusters)
-            rows = adaptive_rows(
-                blocks, [Plan(stop)], how, labels=known, clusters=clusters, draws=_DRAWS, pooled=pooled
-            )
+            rows = adaptive_rows(blocks, [stop], how, labels=known, clusters=clusters, draws=_DRAWS, pooled=pooled)
             found += [{**as_json(source.source), "group": group, **row} for row in rows]
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from opengrm.judgments import Judgment
 from opengrm.voting.guided import Guide, Rule
-from opengrm.voting.stopping import Course, Span, Stop, course, span, stopping_points, stops
+from opengrm.voting.stopping import Course, Span, Stop, check_width, course, span, stopping_points, stops
 
 Reason = Literal["sure", "all votes", "budget"]
 
@@ -50,8 +50,10 @@ def decide(
         block: votes in one cycle of the planned orders.
 
     Raises:
-        ValueError: more than k judgments, none, or scores that are out of the rule's range.
+        ValueError: more than k judgments, none, scores that are out of the rule's range, or a width with a vote that
+            is no sum or mean.
     """
+    check_width(stop, how)
     if not judgments:
         raise ValueError("there is no judgment to decide on")
     nothing = (np.nan,) * n

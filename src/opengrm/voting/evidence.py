@@ -57,6 +57,20 @@ def wealth(values_XB: Floats, least: Floats | float, total: int, most: Floats | 
     return np.asarray(np.where(np.maximum.accumulate(np.isinf(found_XB), axis=1), np.inf, found_XB))
 
 
+def cycle_wealth(values_XT: Floats, least: float, total: int, block: int, most: float = 0.0) -> Floats:
+    """`wealth` where whole cycles of `block` values are drawn: after each value; 0 within a cycle.
+
+    What `total` has beyond whole cycles is never drawn, and bounded by `least` a value.
+    """
+    count, seen = values_XT.shape
+    found_XT = np.zeros((count, seen))
+    if cycles := seen // block:
+        drawn_XB = values_XT[:, : cycles * block].reshape(count, cycles, block).sum(axis=2)
+        within = most - total % block * least
+        found_XT[:, block - 1 : cycles * block : block] = wealth(drawn_XB, least * block, total // block, within)
+    return found_XT
+
+
 def beta_tail(a_X: Floats, b_X: Floats, x_X: Floats) -> Floats:
     """P(Beta(a, b) > x), elementwise, by the continued fraction of the incomplete beta function (DLMF 8.17.22).
 
@@ -77,9 +91,13 @@ def beta_tail(a_X: Floats, b_X: Floats, x_X: Floats) -> Floats:
 
 
 def _fraction(a: Floats, b: Floats, x: Floats) -> Floats:
-    """The continued fraction 1 + d1/(1 + d2/(1 + ...)), from the inside out: 40 terms reach 1e-10 for a, b < 1000."""
+    """The continued fraction 1 + d1/(1 + d2/(1 + ...)), from the inside out.
+
+    The terms needed grow as the root of the larger of a and b; so many reach 1e-8 up to 50,000.
+    """
     found = np.ones_like(x)
-    for i in range(40, 0, -1):
+    terms = 2 * (20 + int(2 * np.sqrt(max(a.max(initial=1.0), b.max(initial=1.0)))))
+    for i in range(terms, 0, -1):
         m = i // 2
         if i % 2 == 0:
             term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))

@@ -9,7 +9,7 @@ means over the draws of an item, with intervals clustered by item.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,12 +22,13 @@ from opengrm.voting.guided import Rule, rule_name
 from opengrm.voting.intervals import normal_interval, share_interval, wilson
 from opengrm.voting.ranked import cluster_ids
 from opengrm.voting.recorded import Block
-from opengrm.voting.stopping import Course, Span, Stop, StopRule, course, span, stopping_points, stops
+from opengrm.voting.stopping import Course, Span, Stop, StopRule, check_width, course, span, stopping_points, stops
 from opengrm.voting.subsets import is_balanced, plans_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _CELLS = 4_000_000  # most numbers of one working array
+Plan = Stop | int  # how votes are spent: by a rule, or always so many
 LEVELS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)  # edges of the calibration's bins
 
 
@@ -51,24 +52,16 @@ class Paths(NamedTuple):
     sure_IR: Floats
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How the votes are spent: by a rule, or always so many.
+def plan_name(plan: Plan) -> str:
+    """ "posterior 0.05", "exact", "8 votes"."""
+    if isinstance(plan, int):
+        return f"{plan} votes"
+    return plan.rule if plan.rule == "exact" else f"{plan.rule} {plan.alpha:g}"
 
-    Attributes:
-        stop: the rule; None spends `votes` on every item.
-        votes: with a rule, the budget k of an item (None: all recorded); without one, what is spent.
-    """
 
-    stop: Stop | None = None
-    votes: int | None = None
-
-    @property
-    def name(self) -> str:
-        """ "posterior 0.05", "exact", "8 votes"."""
-        if self.stop is None:
-            return f"{self.votes} votes"
-        return self.stop.rule if self.stop.rule == "exact" else f"{self.stop.rule} {self.stop.alpha:g}"
+def _most(plans: Sequence[Plan]) -> int:
+    """How many recorded votes the plans need."""
+    return max((plan for plan in plans if isinstance(plan, int)), default=1)
 
 
 def cycle_of(block: Block) -> int:
@@ -114,7 +107,7 @@ def replay(
 
     Args:
         block: items with the same number of responses and of recorded judgments.
-        plans: how votes are spent; all of them read the same draws.
+        plans: how votes are spent; all of them read the same draws. A rule's full vote is that of all recorded.
         how: the vote.
         labels: index of the best (n >= 2) or 0/1 reward (n = 1) by item.
         draws: orders for each item.
@@ -125,10 +118,13 @@ def replay(
         The paths of each plan.
 
     Raises:
-        ValueError: as for `stopping.course`, and for a plan of more votes than are recorded.
+        ValueError: as for `stopping.course`, for a plan of more votes than are recorded, and for a width with a vote
+            that is no sum or mean.
     """
-    most = max((plan.votes or 1 for plan in plans), default=1)
-    if most > block.samples:
+    for plan in plans:
+        if isinstance(plan, Stop):
+            check_width(plan, how)
+    if (most := _most(plans)) > block.samples:
         raise ValueError(f"{most} votes, but only {block.samples} are recorded of each item")
     cycle = cycle_of(block)
     samples_IRK = draw_orders(block, draws, cycle, seed, pooled=pooled)
@@ -157,22 +153,21 @@ def _replayed(
     every_X = np.arange(items * draws)
 
     @lru_cache
-    def seen(stop: Stop, k: int) -> Course | Span:
+    def seen(stop: Stop) -> Course | Span:
         if block.n == 1:
-            return span(scores_XKN[:, :k, 0], k, stop)
-        return course(scores_XKN[:, :k], k, stop, how, block=cycle, meta_XT=meta_XK[:, :k])
+            return span(scores_XKN[:, :, 0], samples, stop)
+        return course(scores_XKN, samples, stop, how, block=cycle, meta_XT=meta_XK)
 
     low, high = observed_range([block])
     plain = Stop("exact", low=low, high=high)
-    whole = seen(plain, samples)
+    whole = seen(plain)
     found = []
     for plan in plans:
-        k = samples if plan.stop is None or plan.votes is None else plan.votes
-        course_or_span = whole if plan.stop is None else seen(_common(plan.stop, block.n), k)
-        if plan.stop is None:
-            t_X = np.full(len(every_X), plan.votes, dtype=np.int64)
+        if isinstance(plan, int):
+            course_or_span, t_X = whole, np.full(len(every_X), plan, dtype=np.int64)
         else:
-            t_X = stopping_points(stops(course_or_span, plan.stop, k, cycle))
+            course_or_span = seen(_common(plan, block.n))
+            t_X = stopping_points(stops(course_or_span, plan, samples, cycle))
         if isinstance(course_or_span, Course) and isinstance(whole, Course):
             outcome_XN, full_XN = course_or_span.totals_XTN[every_X, t_X - 1], whole.totals_XTN[:, -1]
             top, full_top = (v == v.max(axis=1, keepdims=True) for v in (outcome_XN, full_XN))
@@ -182,7 +177,7 @@ def _replayed(
             sure_X = course_or_span.sure_XT[every_X, t_X - 1]
         elif isinstance(course_or_span, Span) and isinstance(whole, Span):
             mean_X, full_X = course_or_span.mean_XT[every_X, t_X - 1], whole.mean_XT[:, -1]
-            stop = plan.stop or next((p.stop for p in plans if p.stop is not None), plain)  # one width for all
+            stop = next((p for p in (plan, *plans) if isinstance(p, Stop)), plain)  # one width for all
             width = stop.width or 0.0
             agrees_X = (np.abs(mean_X - full_X) <= width + 1e-9) | (np.isnan(mean_X) & np.isnan(full_X))
             credits = [_single_credit(v, label_X) for v in (mean_X, full_X)]
@@ -231,12 +226,11 @@ def adaptive_rows(
         `calibration`: for bins of how sure it was where it stopped early, the share that agreed. Empty if no item
         has enough votes.
     """
-    most = max((plan.votes or 1 for plan in plans), default=1)
-    used = [b for b in blocks if b.samples >= most and b.n >= 1]
+    used = [b for b in blocks if b.samples >= _most(plans) and b.n >= 1]
     by_block = [replay(b, plans, how, labels=labels, draws=draws, seed=seed, pooled=pooled) for b in used]
     clusters_I = cluster_ids([item for b in used for item in b.items], clusters or {})
     return [
-        {"plan": plan.name, "reduce": rule_name(how), **_figures(plan, used, list(paths), clusters_I)}
+        {"plan": plan_name(plan), "reduce": rule_name(how), **_figures(plan, used, list(paths), clusters_I)}
         for plan, paths in zip(plans, zip(*by_block, strict=True), strict=bool(used))
     ]
 
@@ -253,9 +247,9 @@ def _figures(plan: Plan, blocks: Sequence[Block], paths: Sequence[Paths], cluste
     assert votes is not None
     groups = len(votes_I) if clusters_I is None else len(set(clusters_I.tolist()))
     row: dict[str, Any] = {
-        "rule": "fixed" if plan.stop is None else plan.stop.rule,
-        "alpha": None if plan.stop is None or plan.stop.rule == "exact" else plan.stop.alpha,
-        "k": int(full_I.max()) if plan.votes is None or plan.stop is None else plan.votes,
+        "rule": "fixed" if isinstance(plan, int) else plan.rule,
+        "alpha": None if isinstance(plan, int) or plan.rule == "exact" else plan.alpha,
+        "k": int(full_I.max()),
         "items": len(votes_I),
         "draws": paths[0].votes_IR.shape[1],
         "votes": votes._asdict(),
@@ -272,7 +266,7 @@ def _figures(plan: Plan, blocks: Sequence[Block], paths: Sequence[Paths], cluste
         loss = normal_interval((whole_I - credit_I)[known_I], None, own)
         names = ("accuracy", "accuracy_full", "accuracy_loss")
         row |= {name: value._asdict() for name, value in zip(names, (accuracy, whole, loss), strict=True) if value}
-    if plan.stop is not None:
+    if isinstance(plan, Stop):
         sure_X, agrees_X = (np.concatenate([getattr(p, f).ravel() for p in paths]) for f in ("sure_IR", "agrees_IR"))
         row["calibration"] = _calibration(sure_X[early], agrees_X[early])
     return row
@@ -307,8 +301,8 @@ def usual_plans(
     levels: list[tuple[StopRule, float]] = [("exact", 0.05), *(("posterior", a) for a in (0.01, 0.02, 0.05, 0.1, 0.2))]
     if not guided:
         levels += [("anytime", a) for a in (0.01, 0.05, 0.1)]
-    fixed = [Plan(votes=votes) for votes in wanted if votes <= k]
-    return [*fixed, *(Plan(Stop(rule, alpha, low, high, width)) for rule, alpha in levels)]
+    fixed = [votes for votes in wanted if votes <= k]
+    return [*fixed, *(Stop(rule, alpha, low, high, width) for rule, alpha in levels)]
 
 
 def cheapest(rows: Sequence[Mapping[str, Any]], aim: float) -> str | None:

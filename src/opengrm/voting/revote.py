@@ -27,7 +27,7 @@ from opengrm.voting.recorded import Block, OnBad, Recorded, Source, as_json, col
 from opengrm.voting.reducers import verdict_of
 from opengrm.voting.replay import cycle_of, draw_orders
 from opengrm.voting.singles import single_row
-from opengrm.voting.stopping import Stop, course, span, stopping_points, stops
+from opengrm.voting.stopping import Stop, check_width, course, span, stopping_points, stops
 from opengrm.voting.subsets import SubsetKind, is_balanced
 
 GROUPS: dict[str, Callable[[int], bool]] = {
@@ -178,7 +178,12 @@ def verdicts(
         pooled: whether the samples of an item are of different judges: a rule then reads them in a drawn order, since
             what comes first must be like what comes later.
         seed: of that order.
+
+    Raises:
+        ValueError: scores that are out of the rule's range, or a width with a vote that is no sum or mean.
     """
+    if stop is not None:
+        check_width(stop, how)
     for source in recorded:
         extra = as_json(source.source) if len(recorded) > 1 else {}
         found = [_block_verdicts(block, how, stop, pooled, seed, extra) for block in source.blocks]
@@ -191,11 +196,12 @@ def _block_verdicts(
     block: Block, how: Rule, stop: Stop | None, pooled: bool, seed: int, extra: Mapping[str, Any]
 ) -> Callable[[int], Verdict]:
     """The verdict of the i-th item of a block."""
-    cycle = cycle_of(block)
-    samples_IK = draw_orders(block, 1, cycle, seed, pooled=pooled)[:, 0]
-    row_I1 = np.arange(len(block.items))[:, None]
+    samples_IK = np.tile(np.arange(block.samples), (len(block.items), 1))
     spent_I = np.full(len(block.items), block.samples)
     if stop is not None and block.n:
+        cycle = cycle_of(block)
+        samples_IK = draw_orders(block, 1, cycle, seed, pooled=pooled)[:, 0]
+        row_I1 = np.arange(len(block.items))[:, None]
         scores_IKN = block.scores_IKN[row_I1, samples_IK]
         seen = (
             span(scores_IKN[:, :, 0], block.samples, stop)

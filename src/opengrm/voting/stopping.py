@@ -9,7 +9,9 @@ is that the leader so far is the one response at the top of the full vote; a vot
                remaining mean difference has a Beta distribution on [-h, h], h the largest difference seen, with the
                mean and the variance of a Polya urn that holds the differences seen and one of h either way: for votes
                of one size, the uniform prior that `confidence.py` and adaptive consistency (Aggarwal et al. 2023,
-               arXiv 2305.11860) use. With several rivals the probabilities of losing add up. A model, not a guarantee.
+               arXiv 2305.11860) use. Sums come in steps, and the leader has lost where it ties: what ends below the
+               smallest difference seen counts as lost (of votes of one size that is halfway to the next possible
+               sum). With several rivals the probabilities of losing add up. A model, not a guarantee.
     anytime    1 - p, p the anytime-valid p-value of "the leader is not alone at the top of the full vote", from the
                betting test of `evidence.py` on score differences, drawn without replacement from the k. Whatever the
                votes are like, the probability that the vote ever stops on another outcome than the full vote's is at
@@ -25,11 +27,13 @@ betting test draws whole cycles (a rest of k is bounded by the range).
 Guided votes (`guided.py`) sum the judgments whose meta scores stand among the best of all k, so the sum so far can
 also lose judgments. `exact` bounds that; `posterior` takes today's weights for values; `anytime` tests, for every
 place where the cut may fall, that the sum above it is at most 0 or that the number above it is not what the rule
-counts, and needs all of these refused. Ties of meta scores at the cut are broken by the order of the votes there.
+counts, and needs all of these refused. Its guarantee is for distinct meta scores: where they tie at the cut it takes
+the votes in the order drawn, while the vote shares their places.
 
 Single responses: the vote stops when an interval for the mean of all k valid scores lies within `width` on both sides
-of the mean so far. `exact` gives its certain bounds, `posterior` the urn with one score at each end of the range,
-`anytime` the means in the range that the betting test has not refused.
+of the mean so far, whatever the vote: a width goes with sums and means only. `exact` gives its certain bounds,
+`posterior` the urn with one score at each end of the range, `anytime` the means in the range that the betting test has
+not refused.
 """
 
 from __future__ import annotations
@@ -41,8 +45,9 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from opengrm.voting.evidence import beta_tail, wealth
-from opengrm.voting.guided import Guide, Rule, guided_weights
+from opengrm.voting.evidence import beta_tail, cycle_wealth, wealth
+from opengrm.voting.guided import Guide, Rule, guided_weights, rule_name, sigmoid
+from opengrm.voting.reducers import total_decimals
 from opengrm.voting.totals import shares_rows
 
 StopRule = Literal["exact", "posterior", "anytime"]
@@ -114,6 +119,20 @@ class Span(NamedTuple):
     high_XT: Floats
 
 
+def check_width(stop: Stop, how: Rule) -> None:
+    """Single responses stop on their mean. Raises ValueError for a width with a vote that is no sum or mean."""
+    if stop.width is not None and how not in ("sum", "mean"):
+        raise ValueError(f"a width is for the mean of single responses, not for the vote {rule_name(how)!r}")
+
+
+def check_range(scores: Floats, stop: Stop) -> None:
+    """Raises ValueError for a score that is out of the rule's range."""
+    if scores.size and (
+        np.nanmin(scores, initial=stop.low) < stop.low or np.nanmax(scores, initial=stop.high) > stop.high
+    ):
+        raise ValueError(f"a score is outside of {stop.low:g} to {stop.high:g}, the range that the rule was given")
+
+
 def course(
     scores_XTN: Floats, k: int, stop: Stop, how: Rule = "sum", *, block: int = 1, meta_XT: Floats | None = None
 ) -> Course:
@@ -133,7 +152,7 @@ def course(
     count, seen, n = scores_XTN.shape
     if n < 2 or seen > k:
         raise ValueError(f"{seen} votes of {k} on {n} responses, expected at most k votes and at least 2 responses")
-    _check_range(scores_XTN, stop)
+    check_range(scores_XTN, stop)
     valid_XT = ~np.isnan(scores_XTN[:, :, 0])
     reach = 1.0 if how == "majority" else stop.high - stop.low
     votes_XTN = shares_rows(scores_XTN) if how == "majority" else np.nan_to_num(scores_XTN)
@@ -141,7 +160,7 @@ def course(
         if meta_XT is None:
             raise ValueError("a guided vote needs meta scores")
         return _guided_course(votes_XTN, valid_XT, meta_XT, k, stop, how, block, reach)
-    totals_XTN = _rounded(np.cumsum(votes_XTN, axis=1), reach)
+    totals_XTN = _rounded(np.cumsum(votes_XTN, axis=1), votes_XTN, k)
     leader_XT = _leaders(totals_XTN, valid_XT)
     left_T = np.arange(k - 1, k - 1 - seen, -1)
     doubt_XT = np.zeros((count, seen))
@@ -159,7 +178,7 @@ def course(
                     rows_XT = mine_XT & _looks(seen, k, block)
                     doubt_XT[rows_XT] += _overtaken(difference_XT, valid_XT, k, rows_XT)
                 else:
-                    p_XT = n / np.maximum(_drawn_wealth(difference_XT, k, block, reach), 1e-300)
+                    p_XT = n / np.maximum(cycle_wealth(difference_XT, -reach, k, block), 1e-300)
                     doubt_XT = np.where(mine_XT, np.maximum(doubt_XT, p_XT), doubt_XT)
     return _course(totals_XTN, leader_XT, doubt_XT, k, block)
 
@@ -178,7 +197,7 @@ def span(scores_XT: Floats, k: int, stop: Stop) -> Span:
     seen = scores_XT.shape[1]
     if seen > k:
         raise ValueError(f"{seen} votes of {k}")
-    _check_range(scores_XT, stop)
+    check_range(scores_XT, stop)
     valid_XT = ~np.isnan(scores_XT)
     votes_XT = np.nan_to_num(scores_XT)
     sum_XT, valid_n_XT = np.cumsum(votes_XT, axis=1), np.cumsum(valid_XT, axis=1)
@@ -234,10 +253,10 @@ def _looks(seen: int, k: int, block: int) -> Bools:
     return np.asarray((t_T % block == 0) | (t_T == k))
 
 
-def _rounded(totals: Floats, reach: float) -> Floats:
-    """Totals that differ by rounding only, made equal."""
-    unit = 10.0 ** np.floor(np.log10(reach)) * 1e-9
-    return np.asarray(np.rint(totals / unit) * unit)
+def _rounded(totals_XTN: Floats, votes_XTN: Floats, k: int) -> Floats:
+    """Totals that differ by rounding only, made equal, as the vote does."""
+    power = 10.0 ** total_decimals(float(np.abs(votes_XTN).max(initial=0)), k)
+    return np.asarray(np.rint(totals_XTN * power) / power)
 
 
 def _leaders(totals_XTN: Floats, valid_XT: Bools) -> Ints:
@@ -270,28 +289,35 @@ def _overtaken(difference_XT: Floats, valid_XT: Bools, k: int, rows_XT: Bools) -
         k: all votes.
         rows_XT: the items and times asked for, M of them.
     """
+    size_XT = np.abs(difference_XT)
+    least_XT = np.minimum.accumulate(np.where(size_XT > 0, size_XT, np.inf), axis=1)
     return _reached(
         np.cumsum(difference_XT, axis=1)[rows_XT],
         np.cumsum(difference_XT**2, axis=1)[rows_XT],
-        np.maximum.accumulate(np.abs(difference_XT), axis=1)[rows_XT],
+        np.maximum.accumulate(size_XT, axis=1)[rows_XT],
+        least_XT[rows_XT],
         valid_XT.cumsum(axis=1)[rows_XT],
         np.nonzero(rows_XT)[1] + 1,
         k,
     )
 
 
-def _reached(sum_M: Floats, squares_M: Floats, size_M: Floats, valid_M: Ints, seen_M: Ints, k: int) -> Floats:
-    """P(sum of all k <= 0) given sum, sum of squares and largest size of the votes seen, how many are valid, and all.
+def _reached(
+    sum_M: Floats, squares_M: Floats, size_M: Floats, least_M: Floats, valid_M: Ints, seen_M: Ints, k: int
+) -> Floats:
+    """P(sum of all k <= 0), given of the votes seen sum, sum of squares, largest and smallest size above 0 (infinite
+    where there is none), how many are valid, and all.
 
     Of the votes to come the same share is taken to be missing as of those seen.
     """
+    least_M = np.where(np.isinf(least_M), 0.0, least_M)
     # Scores are often whole: the same few numbers come again and again.
-    facts_FM = np.stack([sum_M, squares_M, size_M, valid_M, seen_M]).astype(np.float64)
+    facts_FM = np.stack([sum_M, squares_M, size_M, least_M, valid_M, seen_M]).astype(np.float64)
     order_M = np.lexsort(facts_FM)
     sorted_FM = facts_FM[:, order_M]
     first_M = np.ones(len(order_M), dtype=bool)
     first_M[1:] = (sorted_FM[:, 1:] != sorted_FM[:, :-1]).any(axis=0)
-    sum_U, squares_U, size_U, valid_U, seen_U = sorted_FM[:, first_M]
+    sum_U, squares_U, size_U, least_U, valid_U, seen_U = sorted_FM[:, first_M]
     left_U = np.maximum((k - seen_U) * valid_U / seen_U, 1e-9)
     urn_U = valid_U + 2.0  # with one difference of the largest size either way
     unit_U = np.where(size_U > 0, size_U, 1.0)
@@ -301,23 +327,12 @@ def _reached(sum_M: Floats, squares_M: Floats, size_M: Floats, valid_M: Ints, se
     variance_U = variance_U * (urn_U + left_U) / ((urn_U + 1) * left_U)
     share_U = (1 + mean_U) / 2
     weight_U = np.maximum(share_U * (1 - share_U) * 4 / np.maximum(variance_U, 1e-12) - 1, 1e-6)
-    needed_U = (1 - sum_U / unit_U / left_U) / 2
+    # A tie is lost, and sums come in steps: a continuous sum below the smallest step counts as none.
+    needed_U = (1 - (sum_U - least_U) / unit_U / left_U) / 2
     behind_U = 1 - beta_tail(share_U * weight_U, (1 - share_U) * weight_U, needed_U)
     found_M = np.empty(len(order_M))
     found_M[order_M] = behind_U[np.cumsum(first_M) - 1]
     return found_M
-
-
-def _drawn_wealth(difference_XT: Floats, k: int, block: int, reach: float) -> Floats:
-    """The betting test's wealth against "the sum of all k differences is at most 0", after whole cycles; else 0."""
-    count, seen = difference_XT.shape
-    found_XT = np.zeros((count, seen))
-    cycles = seen // block
-    if cycles:
-        drawn_XB = difference_XT[:, : cycles * block].reshape(count, cycles, block).sum(axis=2)
-        rest = k % block
-        found_XT[:, block - 1 : cycles * block : block] = wealth(drawn_XB, -reach * block, k // block, rest * reach)
-    return found_XT
 
 
 # --- guided votes -------------------------------------------------------------------------------------------------
@@ -339,7 +354,7 @@ def _guided_part(
 ) -> Course:
     count, seen, n = votes_XTN.shape
     weights_XTK = guided_weights(meta_XT, valid_XT, np.tri(seen), guide)
-    totals_XTN = _rounded(weights_XTK @ votes_XTN, reach)
+    totals_XTN = _rounded(weights_XTK @ votes_XTN, votes_XTN, k)
     leader_XT = _leaders(totals_XTN, valid_XT)
     doubt_XT = np.zeros((count, seen))
     looks_T = _looks(seen, k, block)
@@ -351,9 +366,11 @@ def _guided_part(
             difference_XT = votes_XTN[:, :, i] - votes_XTN[:, :, j]
             if stop.rule == "posterior":
                 weighted_MK = weights_XTK[rows_XT] * difference_XT[np.nonzero(rows_XT)[0]]
+                size_MK = np.abs(weighted_MK)
                 doubt_XT[rows_XT] += _reached(
-                    weighted_MK.sum(axis=1), (weighted_MK**2).sum(axis=1), np.abs(weighted_MK).max(axis=1),
-                    valid_XT.cumsum(axis=1)[rows_XT], np.nonzero(rows_XT)[1] + 1, k,
+                    weighted_MK.sum(axis=1), (weighted_MK**2).sum(axis=1), size_MK.max(axis=1),
+                    np.where(size_MK > 0, size_MK, np.inf).min(axis=1), valid_XT.cumsum(axis=1)[rows_XT],
+                    np.nonzero(rows_XT)[1] + 1, k,
                 )  # fmt: skip
                 continue
             for t in np.flatnonzero(rows_XT.any(axis=0)):
@@ -373,7 +390,7 @@ def _ranked(
     """Differences with the weight that a judgment has if it counts, the places by meta score, and who passes."""
     level_XT = np.where(np.isnan(meta_XT), -np.inf, meta_XT)
     passes_XT = valid_XT & (level_XT >= (-np.inf if guide.threshold is None else guide.threshold))
-    weight_XT = np.exp(-np.logaddexp(0.0, -level_XT)) if guide.weights else np.ones_like(level_XT)
+    weight_XT = sigmoid(level_XT) if guide.weights else np.ones_like(level_XT)
     # Judgments without a meta score stand behind those with one, missing judgments behind all.
     order_XT = np.argsort(np.where(valid_XT, -level_XT.clip(min=-1e300), np.inf), axis=1, kind="stable")
     place_XT = np.argsort(order_XT, axis=1, kind="stable")
@@ -424,7 +441,7 @@ def _guided_wealth(
     least_X = np.full(len(value_XT), np.inf)
     for s in range(seen + 1) if by_rank else (seen,):
         above_XT = (place_XT < s) & valid_XT
-        found_X = _drawn_wealth(value_XT * above_XT, k, block, reach)[:, -1]
+        found_X = cycle_wealth(value_XT * above_XT, -reach, k, block)[:, -1]
         if by_rank and (s < seen or guide.k_meta is None):
             # The default counts half of the valid judgments, rounded up: twice the number above, less the valid, is
             # 0 or 1. A given k_meta counts so many, if there are so many: below all of them it refuses nothing.
@@ -432,21 +449,11 @@ def _guided_wealth(
                 number_XT, fewest, most = np.asarray(2.0 * above_XT - valid_XT, dtype=np.float64), 0.0, 1.0
             else:
                 number_XT, fewest, most = above_XT.astype(np.float64), float(guide.k_meta), float(guide.k_meta)
-            too_many_X = _counted_wealth(number_XT, k, block, most)
-            too_few_X = _counted_wealth(-number_XT, k, block, -fewest)
+            too_many_X = cycle_wealth(number_XT, -1.0, k, block, most)[:, -1]
+            too_few_X = cycle_wealth(-number_XT, -1.0, k, block, -fewest)[:, -1]
             found_X = (2 * found_X + too_many_X + too_few_X) / 4
         least_X = np.minimum(least_X, found_X)
     return np.asarray(np.where(passes_XT.any(axis=1), least_X, 0.0))
-
-
-def _counted_wealth(number_XT: Floats, k: int, block: int, most: float) -> Floats:
-    """The wealth against "all k numbers, each from -1 to 1, sum to at most `most`" after the whole cycles seen."""
-    count, seen = number_XT.shape
-    cycles = seen // block
-    if not cycles:
-        return np.ones(count)
-    drawn_XB = number_XT[:, : cycles * block].reshape(count, cycles, block).sum(axis=2)
-    return wealth(drawn_XB, -float(block), k // block, most + k % block)[:, -1]
 
 
 # --- single responses ---------------------------------------------------------------------------------------------
@@ -479,10 +486,3 @@ def _means_left(votes_XT: Floats, valid_XT: Bools, k: int, stop: Stop) -> tuple[
         np.where(np.isinf(high_XT), mean_XT + gap, high_XT),
     )
     return low_XT.clip(stop.low, stop.high), high_XT.clip(stop.low, stop.high)
-
-
-def _check_range(scores: Floats, stop: Stop) -> None:
-    if scores.size and (
-        np.nanmin(scores, initial=stop.low) < stop.low or np.nanmax(scores, initial=stop.high) > stop.high
-    ):
-        raise ValueError(f"a score is outside of {stop.low:g} to {stop.high:g}, the range that the rule was given")
