@@ -12,18 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from instant_engine import InstantEngine
+from test_cloud_judge import LengthHead
 
+from opengrm.cli.judges import Options, choose_judge
 from opengrm.cli.main import main
 from opengrm.engines.base import Request, Sampling
 from opengrm.errors import UsageError
 from opengrm.items import Item, Message
 from opengrm.judges.adaptive import AdaptiveJudge, Budget
+from opengrm.judges.cloud import CLoud
 from opengrm.judges.grm import GRM
 from opengrm.judges.run import Summary, verdicts
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
 from opengrm.reading import write_items, write_judgments
 from opengrm.templates import get_template
+from opengrm.templates.cloud import CloudTemplate
 from opengrm.voting import vote
 from opengrm.voting.decision import earliest
 from opengrm.voting.guided import PAPER
@@ -144,9 +148,44 @@ def test_a_budget_goes_to_open_items_and_is_kept() -> None:
     assert [len(js) for _, js in enough.judge(items, K)] == free
     with pytest.raises(UsageError, match="one cycle of the orders of each is 30 votes"):
         list(AdaptiveJudge(judge(), POSTERIOR, budget=Budget(votes=29)).judge(items, K))
-    # A judgment costs about 105 tokens here: after the first cycles nothing is left.
-    poor = AdaptiveJudge(judge(), POSTERIOR, budget=Budget(tokens=3000))
-    assert {len(js) for _, js in poor.judge(items, K)} == {2}
+
+
+def test_a_budget_of_tokens_is_kept_from_the_first_round_on() -> None:
+    items = make_items(15)
+    (_, one), *_ = judge().judge(items[:1], 1)
+    each = sum((j.prompt_tokens or 0) + (j.completion_tokens or 0) for j in one)
+
+    for tokens, asked in (
+        (1, 2),  # one item's cycle, which says what a judgment costs
+        (7 * each, 4),  # the next two items' would make it eight
+        (int(29.5 * each), 16),  # eight items say that thirty are not to be had
+    ):
+        base = judge()
+        with pytest.raises(UsageError, match=f"budget of {tokens:,} tokens does not reach for 15 items"):
+            list(AdaptiveJudge(base, POSTERIOR, budget=Budget(tokens=tokens)).judge(items, K))
+        assert base.engine.asked == asked
+    enough = AdaptiveJudge(judge(), POSTERIOR, budget=Budget(tokens=int(31 * each)))
+    assert {len(js) for _, js in enough.judge(items, K)} == {2}
+
+
+def test_a_judge_without_planned_orders_may_stop_after_any_vote(tmp_path: Path) -> None:
+    for name in ("critic", "head"):
+        (tmp_path / name).mkdir()
+    chosen = choose_judge("cloud", Options(str(tmp_path), "compact-cloud"))
+    assert not chosen.ordered
+    assert not choose_judge("grm", Options("nano", "compact-solo")).ordered
+    assert choose_judge("grm", Options("nano", "compact")).ordered
+    assert choose_judge("llm", Options("nano")).ordered
+
+    def length(request: Request, index: int) -> str:
+        return "good" * (1 + 9 * (".0\n" in request.messages[0].content)) + "!" * (request.seeds[index] % 9)
+
+    cloud = CLoud(
+        InstantEngine(length), LengthHead(), CloudTemplate("compact-cloud"), Sampling(temperature=1.0), Ledger(None)
+    )  # fmt: skip
+    adaptive = AdaptiveJudge(cloud, Stop("posterior", 0.05, -1e99, 1e99), "majority", chosen.ordered)
+    # Four votes for one response leave it 1 - 2 / 2^5 against two rivals, five 1 - 2 / 2^6; a cycle would be three.
+    assert {len(js) for _, js in adaptive.judge(make_items(4, 3), 1000)} == {5}
 
 
 def test_a_judge_without_a_ledger_is_refused_and_the_summary_counts() -> None:
@@ -264,9 +303,23 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
     assert all(r["seconds"] is None for r in found["rows"])
     out, _ = run("plan", tmp_path / "j.jsonl", "--draws", 3, "--aim", 0.5, "--count", 1000)
     assert "For 1,000 items:" in out
+    out, _ = run("plan", tmp_path / "j.jsonl", "--draws", 2, "-k", "2,64", "--reduce", "meta")
+    assert "No line for k = 64: of some item only 12 judgments are recorded." in out
+    assert "anytime is left out" in out
     for words, said in (
         (["vote", tmp_path / "j.jsonl", "--alpha", "0.1"], "go with --stop"),
         (["vote", tmp_path / "j.jsonl", "--stop", "exact", "--range", "5"], "expected two numbers"),
+        (["vote", tmp_path / "j.jsonl", "--range", "1,10"], "--range goes with --stop"),
+        (["vote", tmp_path / "j.jsonl", "--stop", "exact", "--range", "4,6"], "outside of 4 to 6"),
+        (
+            ["vote", tmp_path / "j.jsonl", "--stop", "exact", "--width", "1", "--reduce", "majority"],
+            "the vote 'majority'",
+        ),
+        (["plan", tmp_path / "j.jsonl", "--width", "1", "--reduce", "meta"], "the vote 'meta'"),
+        (
+            ["judge", tmp_path / "items.jsonl", "--stop", "exact", "--width", "1", "--reduce", "majority"],
+            "not for the vote",
+        ),
         (["judge", tmp_path / "items.jsonl", "--budget-votes", "9"], "go with --stop"),
         (["judge", tmp_path / "items.jsonl", "--stop", "exact", "--alpha", "3"], "between 0 and 1"),
         (["judge", tmp_path / "items.jsonl", "--judge", "bt", "--model", "x", "--stop", "exact"], "same scores"),

@@ -235,7 +235,8 @@ def judge(
             from opengrm.judges.adaptive import AdaptiveJudge
 
             sampled = cast("SampledJudge", opened)
-            adaptive = AdaptiveJudge(sampled, early[0], rule, orders == "balanced", scorer, early[1])
+            balanced = chosen.ordered and orders == "balanced"
+            adaptive = AdaptiveJudge(sampled, early[0], rule, balanced, scorer, early[1])
             opened, scorer, explain = adaptive, None, lambda item, found: adaptive.explain(item, found, k)
         summary = Summary()
         show = stack.enter_context(progress("judging", count * k, quiet=quiet))
@@ -264,7 +265,8 @@ def judge(
             print(f"interrupted; {where}", file=sys.stderr)
             raise
     rows_shown = "-" in (str(output or "-"), str(judgments))
-    _report(summary, k, ledger, output, as_json, sys.stderr if rows_shown else sys.stdout)
+    budget = {name: most for name, most in (("votes", budget_votes), ("tokens", budget_tokens)) if most is not None}
+    _report(summary, k, budget, ledger, output, as_json, sys.stderr if rows_shown else sys.stdout)
 
 
 def _usable(path: Path, name: str, chosen: Chosen, on_bad: BadRows) -> Iterator[Item]:
@@ -295,11 +297,23 @@ def _note(summary: Summary) -> str:
     return f"{missing:,} missing" if missing else ""
 
 
-def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, as_json: bool, stream: TextIO) -> None:
+def _report(
+    summary: Summary,
+    k: int,
+    budget: dict[str, int],
+    ledger: Path | None,
+    output: Path | None,
+    as_json: bool,
+    stream: TextIO,
+) -> None:
     """What the run came to: JSON on the stream if asked, else a few lines on standard error."""
     figures = summary.to_json()
+    spent = {"votes": summary.judgments, "tokens": summary.prompt_tokens + summary.completion_tokens}
     if as_json:
         row = {**figures, "k": k, "ledger": str(ledger) if ledger else None}
+        row |= (
+            {"budget": {name: {"spent": spent[name], "of": most} for name, most in budget.items()}} if budget else {}
+        )
         print(json.dumps(row, ensure_ascii=False), file=stream)
         return
     possible = k * summary.items
@@ -315,6 +329,8 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
     if summary.judgments < possible:
         stops = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.stops.items()))
         lines.append(f"votes: {summary.judgments / possible:.1%} of {possible:,}; items stopped by: {stops}")
+    if budget:
+        lines.append("budget: " + ", ".join(f"{spent[name]:,} of {most:,} {name}" for name, most in budget.items()))
     for name, key in (("accuracy", "accuracy"), ("accuracy of single responses", "accuracy_singles")):
         for sense, accuracy in (("missing at chance", figures[key]), ("valid only", figures[f"{key}_valid_only"])):
             if accuracy is not None:

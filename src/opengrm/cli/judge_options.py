@@ -219,7 +219,7 @@ def early_stop(
     budget_votes: int | None, budget_tokens: int | None,
 ) -> tuple[Stop, Budget | None] | None:  # fmt: skip
     """When the votes stop and what they may cost in all, if the options say so. Raises UsageError."""
-    early = stopping_rule(stop, alpha, width, chosen.scale)
+    early = stopping_rule(stop, alpha, width, chosen.scale, rule)
     if early is None:
         if budget_votes is not None or budget_tokens is not None:
             raise UsageError("--budget-votes and --budget-tokens go with --stop")

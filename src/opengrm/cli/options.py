@@ -76,20 +76,26 @@ ScoreRange = Annotated[
 
 
 def stopping_rule(
-    stop: StopName | None, alpha: float | None, width: float | None, scale: tuple[float, float] | None
+    stop: StopName | None, alpha: float | None, width: float | None, scale: tuple[float, float] | None, how: Rule
 ) -> Stop | None:
-    """The stopping rule that the options name, for scores on this scale. Raises UsageError if they do not fit."""
+    """The stopping rule that the options name, for this vote of scores on this scale.
+
+    Raises:
+        UsageError: they do not fit.
+    """
     if stop is None:
         if alpha is not None or width is not None:
             raise UsageError("--alpha and --width go with --stop")
         return None
-    from opengrm.voting.stopping import Stop
+    from opengrm.voting.stopping import Stop, check_width
 
     low, high = scale or (-1e99, 1e99)
     try:
-        return Stop(stop, 0.05 if alpha is None else alpha, low, high, width)
+        found = Stop(stop, 0.05 if alpha is None else alpha, low, high, width)
+        check_width(found, how)
     except ValueError as error:
         raise UsageError(f"--stop {stop}: {error}") from error
+    return found
 
 
 def score_range(text: str | None) -> tuple[float, float] | None:

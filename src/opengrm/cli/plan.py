@@ -68,9 +68,15 @@ def plan(
     from opengrm.voting.recorded import collect
     from opengrm.voting.replay import adaptive_rows, cheapest, observed_range, usual_plans
     from opengrm.voting.revote import GROUPS, Labels
+    from opengrm.voting.stopping import Stop, check_width
 
     rule = voting_rule(reduce, k_meta, meta_threshold, meta_weights)
     wanted, given = None if k is None else numbers("-k", k), score_range(scores)
+    guided = not isinstance(rule, str)
+    try:
+        check_width(Stop("exact", width=width), rule)
+    except ValueError as error:
+        raise UsageError(f"--width {width:g}: {error}") from error
     skipped = bad_rows(on_bad)
     labels = Labels() if items is None else Labels.of(read_items(items, skipped))
     with open_judgments(pilot, skipped) as judgments:
@@ -88,23 +94,20 @@ def plan(
             blocks = [b for b in source.blocks if GROUPS[group_name](b.n) and b.samples >= 2]
             if not blocks:
                 continue
+            fewest = min(b.samples for b in blocks)
             try:
-                plans = usual_plans(
-                    min(b.samples for b in blocks),
-                    given or observed_range(blocks),
-                    wanted,
-                    width,
-                    guided=not isinstance(rule, str),
-                )
+                plans = usual_plans(fewest, given or observed_range(blocks), wanted, width, guided=guided)
                 rows = adaptive_rows(blocks, plans, rule, labels=labels.labels, clusters=labels.clusters, draws=draws)
             except ValueError as error:
                 raise UsageError(f"{pilot}: {error}") from error
             each = latency.get(source.source[:3])
             for row in rows:
                 row["seconds"] = None if not each else row["votes"]["mean"] * each / at_once
-            found.append(
-                {**source_json(source.source), "group": group_name, "rows": rows, "chosen": cheapest(rows, aim)}
-            )
+            found.append({
+                **source_json(source.source), "group": group_name, "rows": rows, "chosen": cheapest(rows, aim),
+                "unmet": [votes for votes in wanted or () if votes > fewest], "fewest": fewest,
+                "left_out": ["anytime"] if guided else [],
+            })  # fmt: skip
     if not found:
         raise UsageError(f"{pilot}: no item has two judgments or more")
     if as_json:
@@ -113,6 +116,11 @@ def plan(
     for one in found:
         title = " · ".join(str(one[key]) for key in ("group", "model", "template", "temperature") if one.get(key))
         print_table(title, adaptive_cells(one["rows"]))
+        if one["unmet"]:
+            ks = ", ".join(map(str, one["unmet"]))
+            print(f"No line for k = {ks}: of some item only {one['fewest']} judgments are recorded.")
+        if one["left_out"]:
+            print("anytime is left out: it seldom stops a guided vote and takes long to replay.")
         print(_sentence(one, aim, count))
 
 

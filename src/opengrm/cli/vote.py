@@ -108,7 +108,9 @@ def vote(
     rule = voting_rule(reduce, k_meta, meta_threshold, meta_weights)
     ks = None if k is None else numbers("-k", k)
     given = score_range(scores)
-    stopping_rule(stop, alpha, width, given)  # refused before anything is read
+    if given is not None and stop is None:
+        raise UsageError("--range goes with --stop")
+    stopping_rule(stop, alpha, width, given, rule)  # refused before anything is read
     skipped = bad_rows(on_bad)
     labels = None if items is None else Labels.of(read_items(items, skipped))
     with open_judgments(judgments, skipped) as rows:
@@ -119,10 +121,16 @@ def vote(
     early = None
     if stop is not None:
         from opengrm.voting.replay import observed_range
+        from opengrm.voting.stopping import check_range
 
-        early = stopping_rule(
-            stop, alpha, width, given or observed_range([b for r in report.recorded for b in r.blocks])
-        )
+        blocks = [b for r in report.recorded for b in r.blocks]
+        early = stopping_rule(stop, alpha, width, given or observed_range(blocks), rule)
+        assert early is not None
+        try:
+            for block in blocks:
+                check_range(block.scores_IKN, early)
+        except ValueError as error:
+            raise UsageError(f"{judgments}: {error} by --range {scores}") from error
     if output is not None:
         from opengrm.jsonl import write_rows
 

@@ -2,13 +2,16 @@
 
 Items that are open are asked for whole cycles of their planned orders, so that positions stay balanced wherever a vote
 stops: first as many as the rule needs if they all agree, later half as many votes again as there are, since few items
-stay open for long and an engine that waits for two votes at a time is idle. There are no rounds that wait for one
-another: whenever the engine has room, the next request is that of an open item whose judgments are in, else the first
-of a new item.
+stay open for long and an engine that waits for two votes at a time is idle. While new items come, whenever the engine
+has room the next request is that of an open item whose judgments are in, else the first of a new item. The tail comes
+in rounds: once there are no new items, or the window is full, the run waits until the items asked for are in, and asks
+again for those that are open. A judge that works a window of items at a time (CLoud) waits for each of its windows.
 
-With a budget over the whole data set there are rounds, since who gets the last votes depends on all items: in each
-round every open item is asked once, and where the budget does not reach for all, the least sure items are. Then all
-items are held in memory.
+With a budget over the whole data set there are rounds from the start, since who gets the last votes depends on all
+items: in each round every open item is asked once, and where the budget does not reach for all, the least sure items
+are. Then all items are held in memory. What a judgment costs in tokens is known only afterwards, so that with a bound
+on tokens the first round comes in slices that double from one item, each asked for only if the budget reaches for it
+at the mean cost so far.
 
 What an item gets depends on its own judgments alone (with a budget: on all items'), never on timing: a resumed run
 finds the same judgments in the ledger, decides the same, and asks only for what is missing.
@@ -33,6 +36,7 @@ from opengrm.voting.guided import Rule
 from opengrm.voting.stopping import Stop
 
 Judged = tuple[Item, list[Judgment]]
+_KNOWN = 8  # items whose mean cost speaks for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,8 @@ class Budget:
 
     Attributes:
         votes: judgments. Never exceeded.
-        tokens: prompt and completion tokens. What a judgment costs is known afterwards: a round is planned at the mean
-            cost so far, so the last one can go beyond it.
+        tokens: prompt and completion tokens, a meta RM's not among them. What a judgment costs is known afterwards: a
+            round is planned at the mean cost so far, so the last one can go beyond it.
     """
 
     votes: int | None = None
@@ -57,7 +61,8 @@ class AdaptiveJudge:
         sampled: makes the judgments; it must have a ledger (one in memory will do), where earlier votes are found.
         stop: the rule.
         how: the vote.
-        balanced: whether the judge's orders are a balanced plan: votes then stop after whole cycles of n.
+        balanced: whether the judge's orders are a balanced plan: votes then stop after whole cycles of n. False for a
+            judge that plans no orders.
         meta: scores judgments for a guided vote.
         budget: of all items together; None is no bound but k an item.
         window: most items open, or finished and waiting for an earlier one.
@@ -86,7 +91,8 @@ class AdaptiveJudge:
         """Up to k judgments of each item; see `judges.base.Judge.judge`.
 
         Raises:
-            UsageError: a budget that does not reach for one cycle of each item.
+            UsageError: a budget that does not reach for one cycle of each item. For one of tokens that is known only
+                after some judgments, which stay in the ledger.
         """
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
@@ -139,48 +145,85 @@ class AdaptiveJudge:
     def _within(
         self, items: list[Item], k: int, budget: Budget, on_judgment: OnJudgment | None
     ) -> Generator[Judged, None, None]:
-        first = sum(self._next(item, 0, k) for item in items)
-        if budget.votes is not None and budget.votes < first:
+        first = [self._next(item, 0, k) for item in items]
+        if budget.votes is not None and budget.votes < sum(first):
             raise UsageError(
                 f"a budget of {budget.votes:,} votes does not reach for {len(items):,} items: one cycle of the orders"
-                f" of each is {first:,} votes"
+                f" of each is {sum(first):,} votes"
             )
         there: list[list[Judgment]] = [[] for _ in items]
         sure = [0.0] * len(items)
-        open_items = list(range(len(items)))
-        while open_items:
-            costs = [self._next(items[i], len(there[i]), k) - len(there[i]) for i in open_items]
-            asked = _affordable(open_items, sure, costs, there, budget)
-            if not asked:
-                break
-            wanted = [(items[i], self._next(items[i], len(there[i]), k)) for i in asked]
+        open_items = set(range(len(items)))
+
+        def ask(numbers: list[int]) -> None:
+            wanted = [(items[i], self._next(items[i], len(there[i]), k)) for i in numbers]
             with closing(self.sampled.judge_each(wanted, on_judgment)) as run:
-                for i, (_, judgments) in zip(asked, self._scored(run), strict=True):
+                for i, (_, judgments) in zip(numbers, self._scored(run), strict=True):
                     there[i] = judgments
-            stopped = set()
-            for i in asked:
+            for i in numbers:
                 decision = self.decide(items[i], there[i], k)
                 sure[i] = decision.sure
                 if decision.stopped:
-                    stopped.add(i)
-            open_items = [i for i in open_items if i not in stopped]
+                    open_items.remove(i)
+
+        for numbers in _opening(first, there, budget):
+            ask(numbers)
+        while open_items:
+            costs = {i: self._next(items[i], len(there[i]), k) - len(there[i]) for i in open_items}
+            numbers = _affordable(costs, sure, there, budget)
+            if not numbers:
+                break
+            ask(numbers)
         yield from zip(items, there, strict=True)
 
 
-def _affordable(
-    open_items: list[int], sure: list[float], costs: list[int], there: list[list[Judgment]], budget: Budget
-) -> list[int]:
-    """Which open items get another cycle, in their order: all, or as many of the least sure as the budget reaches."""
-    spent = sum(map(len, there))
-    left = float("inf") if budget.votes is None else float(budget.votes - spent)
-    if budget.tokens is not None and spent:
-        tokens = sum((j.prompt_tokens or 0) + (j.completion_tokens or 0) for row in there for j in row)
-        left = min(left, (budget.tokens - tokens) / max(tokens / spent, 1e-9))
+def _spent(there: list[list[Judgment]]) -> tuple[int, int]:
+    """Votes and tokens so far."""
+    tokens = sum((j.prompt_tokens or 0) + (j.completion_tokens or 0) for row in there for j in row)
+    return sum(map(len, there)), tokens
+
+
+def _opening(first: list[int], there: list[list[Judgment]], budget: Budget) -> Iterator[list[int]]:
+    """Which items are asked first, and next: all at once, or with a bound on tokens twice as many each time.
+
+    Args:
+        first: votes of each item's first cycle.
+        there: the judgments so far, read between slices.
+
+    Raises:
+        UsageError: at the mean cost so far the budget does not reach for the next slice, or where `_KNOWN` items are
+            in for all that are left.
+    """
+    done = 0
+    while done < len(first):
+        end = len(first) if budget.tokens is None else min(max(1, 2 * done), len(first))
+        if budget.tokens is not None and done:
+            votes, tokens = _spent(there)
+            each = tokens / votes
+            if tokens + each * sum(first[done:] if done >= _KNOWN else first[done:end]) > budget.tokens:
+                raise UsageError(
+                    f"a budget of {budget.tokens:,} tokens does not reach for {len(first):,} items: the first cycle of"
+                    f" {done:,} took {tokens:,}, that of all takes about {each * sum(first):,.0f}"
+                )
+        yield list(range(done, end))
+        done = end
+
+
+def _affordable(costs: dict[int, int], sure: list[float], there: list[list[Judgment]], budget: Budget) -> list[int]:
+    """Which open items get more, in their order: all, or as many of the least sure as the budget reaches for.
+
+    Args:
+        costs: votes that each open item would get.
+    """
+    votes, tokens = _spent(there)
+    left = float("inf") if budget.votes is None else float(budget.votes - votes)
+    if budget.tokens is not None:
+        left = min(left, (budget.tokens - tokens) / max(tokens / votes, 1e-9))
     chosen = []
-    for i, cost in sorted(zip(open_items, costs, strict=True), key=lambda pair: (sure[pair[0]], pair[0])):
-        if cost > left:
+    for i in sorted(costs, key=lambda i: (sure[i], i)):
+        if costs[i] > left:
             break
-        left -= cost
+        left -= costs[i]
         chosen.append(i)
     return sorted(chosen)
 
