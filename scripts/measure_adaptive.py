@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from measure_spct import held_out
+from report_adaptive import save
 
 from opengrm.engines import open_engine
 from opengrm.engines.base import Sampling
@@ -36,9 +37,6 @@ from opengrm.judges.run import Summary, verdicts
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
 from opengrm.reading import read_items, read_judgments
-from opengrm.reports.curves import plot_curves
-from opengrm.reports.results import write_result
-from opengrm.reports.tables import adaptive_cells, markdown
 from opengrm.templates import get_template
 from opengrm.voting.correctness import credit_rows
 from opengrm.voting.guided import PAPER, Rule
@@ -55,7 +53,6 @@ ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 DRAWS = 200
 ALPHAS = (0.01, 0.05, 0.1)
-LEVEL = 0.05  # of the headline: the default
 SEEN = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -374,61 +371,7 @@ def simulated_rows(items: int = 10_000, k: int = 32) -> Iterator[Row]:
         say(f"simulated {kind}")
 
 
-# --- the result ---------------------------------------------------------------------------------------------------
-
-
-def main_rows(rows: Sequence[Row]) -> list[Row]:
-    """Every plan on the trained model's pairs, sum of scores."""
-    wanted = ("RubricWorld pairs", "rl", "sum")
-    return [r for r in rows if "rule" in r and (r["set"], r.get("model"), r.get("reduce")) == wanted]
-
-
-def ratio(row: Row) -> float:
-    """How often the outcome was another than the full vote's, over the alpha allowed."""
-    other = row["error"]["mean"] if "error" in row else 1 - row["agreement"]["mean"]
-    return float(other / row["alpha"])
-
-
-def worst_of(rows: Sequence[Row], rule: str) -> Row:
-    """Where a rule differed from the full vote most often, over alpha."""
-    return max((r for r in rows if r.get("rule") == rule and r["alpha"]), key=ratio)
-
-
-def headline(rows: Sequence[Row]) -> dict[str, float]:
-    """`posterior` and `anytime` at 0.05, the default level, on the trained model's pairs."""
-    main = main_rows(rows)
-    usual, sure = (
-        next(r for r in main if r["rule"] == rule and r["alpha"] == LEVEL) for rule in ("posterior", "anytime")
-    )
-    full, timed = (next(r for r in rows if r["set"] == "wall clock" and r["plan"] == p)
-                   for p in ("32 votes", "posterior 0.05"))  # fmt: skip
-    simulations = [r for r in rows if "error" in r]
-    return {
-        "votes_share": usual["votes_share"], "accuracy_loss": usual["accuracy_loss"]["mean"],
-        "agreement": usual["agreement"]["mean"], "alpha": LEVEL,
-        "posterior_worst_over_alpha": ratio(worst_of(rows, "posterior")),
-        "posterior_simulated_worst_over_alpha": ratio(worst_of(simulations, "posterior")),
-        "anytime_votes_share": sure["votes_share"], "anytime_agreement": sure["agreement"]["mean"],
-        "anytime_worst_over_alpha": ratio(worst_of(rows, "anytime")),
-        "anytime_simulated_worst_over_alpha": ratio(worst_of(simulations, "anytime")),
-        "seconds_share": timed["seconds"] / full["seconds"],
-        "cpu_seconds_share": timed["cpu_seconds"] / full["cpu_seconds"],
-        "timed_votes_share": timed["judgments"] / full["judgments"],
-    }  # fmt: skip
-
-
-def picture(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against votes spent, a line for each rule."""
-    main = main_rows(rows)
-    series = {
-        name: sorted(
-            ({"k": r["votes"]["mean"], "accuracy": r["accuracy"]} for r in main if r["rule"] == rule),
-            key=lambda r: r["k"],
-        )
-        for name, rule in (("always k votes", "fixed"), ("posterior", "posterior"), ("anytime", "anytime"),
-                           ("exact", "exact"))
-    }  # fmt: skip
-    plot_curves(path, series, title="RubricWorld, trained GRM: accuracy against votes spent (k = 32)")
+# --- all of it ----------------------------------------------------------------------------------------------------
 
 
 def main(run: Path, data: Path) -> None:
@@ -453,37 +396,6 @@ def main(run: Path, data: Path) -> None:
         rows += section()
         if any("error" in row for row in rows):  # what the headline needs is there
             save(rows, ROOT / "results")
-
-
-def save(rows: Sequence[Row], out: Path) -> None:
-    """The result so far; the last one is whole."""
-    write_result(
-        out / "adaptive.json",
-        headline=headline(rows),
-        rows=rows,
-        notes={
-            "votes": "RubricWorld: judgments of the seed-0 run at temperature 1, balanced orders, k = 32.",
-            "headline": "alpha is the default. Worst: the highest disagreement over alpha of a rule's rows.",
-            "worst": {rule: worst_of(rows, rule) for rule in ("posterior", "anytime")},
-            "real_sets": "Pooled sets (LLMBar, WildBench) have as many votes as judges and protocols of an item.",
-            "wall_clock": "seconds on two cores that other work may share; cpu_seconds tell the work done.",
-        },
-    )
-    picture(rows, out / "adaptive.png")
-    (out / "adaptive.md").write_text(page(rows), encoding="utf-8")
-
-
-def page(rows: Sequence[Row]) -> str:
-    """The tables of the rows that replay recorded votes."""
-    text = ["# Adaptive voting\n\nMade by `scripts/measure_adaptive.py`; docs/adaptive-voting.md explains.\n"
-            "\n![accuracy against votes spent](adaptive.png)\n"]  # fmt: skip
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        if "plan" in row and "votes" in row:
-            name = " · ".join(str(row[key]) for key in ("set", "model", "template", "reduce") if row.get(key))
-            groups.setdefault(name, []).append(row)
-    text += [f"\n## {name}\n\n{markdown(adaptive_cells(found))}" for name, found in groups.items()]
-    return "".join(text)
 
 
 if __name__ == "__main__":
