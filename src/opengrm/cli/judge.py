@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import typer
 
 from opengrm.cli.judge_options import (
     BaseUrl,
     Batch,
+    BudgetTokens,
+    BudgetVotes,
     By,
     ChatTemplateKwargs,
     Concurrency,
@@ -33,21 +35,25 @@ from opengrm.cli.judge_options import (
     OrdersOption,
     ReduceOption,
     RemoteCode,
+    StopOption,
     Temperature,
     TemplateName,
     Timeout,
     TopP,
+    early_stop,
     engine_settings,
     meta_opener,
     votes,
 )
 from opengrm.cli.options import (
+    Alpha,
     BadRows,
     JsonOut,
     KMeta,
     MetaThreshold,
     MetaWeights,
     OnBad,
+    Width,
     bad_rows,
     different_files,
     is_stream,
@@ -59,6 +65,7 @@ from opengrm.errors import BadRow, UsageError
 if TYPE_CHECKING:
     from opengrm.cli.judges import Chosen
     from opengrm.items import Item
+    from opengrm.judges.base import SampledJudge
     from opengrm.judges.run import Summary
 
 
@@ -123,6 +130,11 @@ def judge(
     k_meta: KMeta = None,
     meta_threshold: MetaThreshold = None,
     meta_weights: MetaWeights = False,
+    stop: StopOption = None,
+    alpha: Alpha = None,
+    width: Width = None,
+    budget_votes: BudgetVotes = None,
+    budget_tokens: BudgetTokens = None,
     on_bad: OnBad = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)] = False,
     as_json: JsonOut = False,
@@ -140,6 +152,10 @@ def judge(
     Votes guided by a meta RM (opengrm train meta):
 
         opengrm judge items.jsonl -o v.jsonl -k 8 --model MODEL --meta meta-rm/model
+
+    At most 32 votes an item, fewer where they agree:
+
+        opengrm judge items.jsonl -o v.jsonl -k 32 --model MODEL --stop posterior
 
     One item by hand:
 
@@ -166,11 +182,14 @@ def judge(
         reduce or ("meta" if meta is not None else chosen.paradigm.reduce), k_meta, meta_threshold, meta_weights
     )
     k = votes(k, chosen.paradigm)
+    early = early_stop(stop, alpha, width, chosen, rule, budget_votes, budget_tokens)
     open_meta = meta_opener(meta, meta_template, device, dtype, trust_remote_code)
 
     if prompt is not None:
-        if any((output, judgments, ledger, on_bad != "stop")):
-            raise UsageError("--output, --judgments, --ledger and --on-bad go with a file of items, not with --prompt")
+        if any((output, judgments, ledger, on_bad != "stop", stop)):
+            raise UsageError(
+                "--output, --judgments, --ledger, --stop and --on-bad go with a file of items, not with --prompt"
+            )
         item = item_by_hand(prompt, response or [], reference, principle, chosen)
         with ExitStack() as stack:
             judge_by_hand(chosen.open(None, stack), open_meta(None, stack), item, k, rule, as_json)
@@ -210,7 +229,15 @@ def judge(
         kept = stack.enter_context(Ledger(ledger))
         verdict_rows = stack.enter_context(RowWriter(output or "-"))
         judgment_rows = None if judgments is None else stack.enter_context(RowWriter(judgments))
-        opened = chosen.open(kept, stack)
+        opened, scorer = chosen.open(kept, stack), open_meta(kept, stack)
+        explain = None
+        if early is not None:
+            from opengrm.judges.adaptive import AdaptiveJudge
+
+            sampled = cast("SampledJudge", opened)
+            balanced = chosen.ordered and orders == "balanced"
+            adaptive = AdaptiveJudge(sampled, early[0], rule, balanced, scorer, early[1])
+            opened, scorer, explain = adaptive, None, lambda item, found: adaptive.explain(item, found, k)
         summary = Summary()
         show = stack.enter_context(progress("judging", count * k, quiet=quiet))
         usable = _usable(items, name, chosen, bad_rows("skip"))
@@ -219,9 +246,10 @@ def judge(
             usable,
             k,
             reduce=rule,
-            meta=open_meta(kept, stack),
+            meta=scorer,
             summary=summary,
             on_progress=lambda done, s: show(done, _note(s), s.new),
+            explain=explain,
         )
         try:
             for judged in run:
@@ -237,7 +265,8 @@ def judge(
             print(f"interrupted; {where}", file=sys.stderr)
             raise
     rows_shown = "-" in (str(output or "-"), str(judgments))
-    _report(summary, k, ledger, output, as_json, sys.stderr if rows_shown else sys.stdout)
+    budget = {name: most for name, most in (("votes", budget_votes), ("tokens", budget_tokens)) if most is not None}
+    _report(summary, k, budget, ledger, output, as_json, sys.stderr if rows_shown else sys.stdout)
 
 
 def _usable(path: Path, name: str, chosen: Chosen, on_bad: BadRows) -> Iterator[Item]:
@@ -268,13 +297,26 @@ def _note(summary: Summary) -> str:
     return f"{missing:,} missing" if missing else ""
 
 
-def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, as_json: bool, stream: TextIO) -> None:
+def _report(
+    summary: Summary,
+    k: int,
+    budget: dict[str, int],
+    ledger: Path | None,
+    output: Path | None,
+    as_json: bool,
+    stream: TextIO,
+) -> None:
     """What the run came to: JSON on the stream if asked, else a few lines on standard error."""
     figures = summary.to_json()
+    spent = {"votes": summary.judgments, "tokens": summary.prompt_tokens + summary.completion_tokens}
     if as_json:
         row = {**figures, "k": k, "ledger": str(ledger) if ledger else None}
+        row |= (
+            {"budget": {name: {"spent": spent[name], "of": most} for name, most in budget.items()}} if budget else {}
+        )
         print(json.dumps(row, ensure_ascii=False), file=stream)
         return
+    possible = k * summary.items
     missing = ", ".join(f"{kind} {count:,}" for kind, count in sorted(summary.missing.items()))
     lines = [
         f"{summary.items:,} items, {summary.judgments:,} judgments ({summary.new:,} new), {figures['seconds']:,.1f} s",
@@ -284,6 +326,11 @@ def _report(summary: Summary, k: int, ledger: Path | None, output: Path | None, 
         f"tokens: {summary.prompt_tokens:,} in, {summary.completion_tokens:,} out"
         f" ({figures['tokens_per_judgment']:,.0f} a judgment)",
     ]
+    if summary.judgments < possible:
+        stops = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.stops.items()))
+        lines.append(f"votes: {summary.judgments / possible:.1%} of {possible:,}; items stopped by: {stops}")
+    if budget:
+        lines.append("budget: " + ", ".join(f"{spent[name]:,} of {most:,} {name}" for name, most in budget.items()))
     for name, key in (("accuracy", "accuracy"), ("accuracy of single responses", "accuracy_singles")):
         for sense, accuracy in (("missing at chance", figures[key]), ("valid only", figures[f"{key}_valid_only"])):
             if accuracy is not None:

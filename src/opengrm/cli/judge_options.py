@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from opengrm.cli.judges import JudgeName
-from opengrm.cli.options import REDUCE_HELP, Orders, Reduce, json_object, key_values
+from opengrm.cli.options import (
+    REDUCE_HELP,
+    STOP_HELP,
+    Orders,
+    Reduce,
+    StopName,
+    json_object,
+    key_values,
+    stopping_rule,
+)
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
+    from opengrm.cli.judges import Chosen
+    from opengrm.judges.adaptive import Budget
     from opengrm.judges.base import Paradigm
     from opengrm.judges.meta import MetaRM
     from opengrm.ledger import Ledger
+    from opengrm.voting.guided import Rule
+    from opengrm.voting.stopping import Stop
 
 EngineName = Literal["transformers", "openai", "vllm", "openvino"]
 VOTES, MOST_VOTES = 8, 100_000
@@ -141,6 +154,19 @@ MetaTemplate = Annotated[
     Literal["meta", "meta-named", "meta-compact"] | None,
     typer.Option(help="What the meta RM reads. Default: what its config.json says.", rich_help_panel=SAMPLING),
 ]
+StopOption = Annotated[StopName | None, typer.Option(help=STOP_HELP, rich_help_panel=SAMPLING)]
+BudgetVotes = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --stop: most judgments of all items together.", rich_help_panel=SAMPLING),
+]
+BudgetTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --stop: tokens of all items together; the last round may go beyond.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 
 
 def engine_settings(
@@ -186,3 +212,24 @@ def meta_opener(
         )
 
     return open_meta
+
+
+def early_stop(
+    stop: StopName | None, alpha: float | None, width: float | None, chosen: Chosen, rule: Rule,
+    budget_votes: int | None, budget_tokens: int | None,
+) -> tuple[Stop, Budget | None] | None:  # fmt: skip
+    """When the votes stop and what they may cost in all, if the options say so. Raises UsageError."""
+    early = stopping_rule(stop, alpha, width, chosen.scale, rule)
+    if early is None:
+        if budget_votes is not None or budget_tokens is not None:
+            raise UsageError("--budget-votes and --budget-tokens go with --stop")
+        return None
+    if not chosen.paradigm.sampled:
+        raise UsageError(f"--stop: a {chosen.paradigm.title} judge gives the same scores every time")
+    if chosen.scale is None and rule != "majority":
+        raise UsageError(f"--stop: scores of a {chosen.paradigm.title} judge have no range; use --reduce majority")
+    if budget_votes is None and budget_tokens is None:
+        return early, None
+    from opengrm.judges.adaptive import Budget
+
+    return early, Budget(budget_votes, budget_tokens)

@@ -51,12 +51,16 @@ class Chosen:
         reads: what its messages to a user call the form that it reads items in.
         shown: all that the model would read of an item, in its own order. Raises ValueError where it cannot be shown.
         open: loads the model; what is opened is closed by the stack.
+        scale: the range of a score; None where it has none.
+        ordered: whether it shows an item's responses in planned orders.
     """
 
     paradigm: Paradigm
     reads: str
     shown: Callable[[Item], tuple[Message, ...]]
     open: Callable[[Ledger | None, ExitStack], Judge]
+    scale: tuple[float, float] | None = None
+    ordered: bool = False
 
     @property
     def compares(self) -> bool:
@@ -89,7 +93,14 @@ def _grm(options: Options) -> Chosen:
     def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
         return GRM(_engine(options, stack), template, sampling, options.orders, ledger)
 
-    return Chosen(PARADIGMS["grm"], f"template {template.name}", lambda item: rendered(template, item), open_judge)
+    return Chosen(
+        PARADIGMS["grm"],
+        f"template {template.name}",
+        lambda item: rendered(template, item),
+        open_judge,
+        (template.low, template.high),
+        ordered=not template.solo,
+    )
 
 
 def _llm(options: Options) -> Chosen:
@@ -123,7 +134,7 @@ def _comparing(options: Options, kind: type[LLMJudge], check: Callable[[Template
     def open_judge(ledger: Ledger | None, stack: ExitStack) -> Judge:
         return kind(_engine(options, stack), template, sampling, options.orders, ledger)
 
-    return Chosen(PARADIGMS[kind.paradigm], f"template {template.name}", shown, open_judge)
+    return Chosen(PARADIGMS[kind.paradigm], f"template {template.name}", shown, open_judge, (0.0, 1.0), ordered=True)
 
 
 def _cloud(options: Options) -> Chosen:

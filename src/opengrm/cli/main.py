@@ -13,7 +13,21 @@ from typing import Annotated
 import typer
 
 from opengrm import __version__
-from opengrm.cli import check_overlap, compare, demo, eval, export, judge, ledger, report, spct, train, vote, world
+from opengrm.cli import (
+    check_overlap,
+    compare,
+    demo,
+    eval,
+    export,
+    judge,
+    ledger,
+    plan,
+    report,
+    spct,
+    train,
+    vote,
+    world,
+)
 from opengrm.errors import OpenGRMError
 
 app = typer.Typer(
@@ -25,6 +39,7 @@ app = typer.Typer(
 )
 app.command(name="judge")(judge.judge)
 app.command(name="vote")(vote.vote)
+app.command(name="plan")(plan.plan)
 app.command(name="eval")(eval.evaluate)
 app.command(name="compare")(compare.compare)
 app.add_typer(ledger.app, name="ledger")

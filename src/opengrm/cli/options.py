@@ -14,11 +14,13 @@ from opengrm.errors import BadRow, UsageError
 
 if TYPE_CHECKING:
     from opengrm.voting.guided import Rule
+    from opengrm.voting.stopping import Stop
 
 # The library's own literals, repeated because importing them here would load NumPy for `--help`.
 Reduce = Literal["sum", "mean", "majority", "meta"]
 Orders = Literal["balanced", "shuffle", "fixed"]
 Bad = Literal["stop", "skip"]
+StopName = Literal["exact", "posterior", "anytime"]
 REDUCE_HELP = (
     "How judgments become a verdict: sum (the paper's) or mean of the scores, or majority (each judgment votes for its"
     " best response; of single responses: the most frequent score); meta: the sum of those that a meta RM trusts."
@@ -52,6 +54,59 @@ MetaThreshold = Annotated[
 MetaWeights = Annotated[
     bool, typer.Option("--meta-weights", help="With --reduce meta: a judgment counts sigmoid(meta score).")
 ]
+STOP_HELP = (
+    "Stop an item's votes early: exact (nothing to come can change the leader), posterior (the leader will stay with"
+    " probability 1 - alpha, if votes go on as they are), anytime (guaranteed: the vote differs from the full one with"
+    " probability at most alpha). See docs/adaptive-voting.md."
+)
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="With --stop: the chance taken that the full vote would differ. Default: 0.05."),
+]
+Width = Annotated[
+    float | None,
+    typer.Option(help="With --stop, for single responses: how near the mean so far must be to that of all votes."),
+]
+ScoreRange = Annotated[
+    str | None,
+    typer.Option(
+        "--range", metavar="LOW,HIGH", help="The range of a score. Default: the least and the largest recorded."
+    ),
+]
+
+
+def stopping_rule(
+    stop: StopName | None, alpha: float | None, width: float | None, scale: tuple[float, float] | None, how: Rule
+) -> Stop | None:
+    """The stopping rule that the options name, for this vote of scores on this scale.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if stop is None:
+        if alpha is not None or width is not None:
+            raise UsageError("--alpha and --width go with --stop")
+        return None
+    from opengrm.voting.stopping import Stop, check_width
+
+    low, high = scale or (-1e99, 1e99)
+    try:
+        found = Stop(stop, 0.05 if alpha is None else alpha, low, high, width)
+        check_width(found, how)
+    except ValueError as error:
+        raise UsageError(f"--stop {stop}: {error}") from error
+    return found
+
+
+def score_range(text: str | None) -> tuple[float, float] | None:
+    """The value of --range, LOW,HIGH. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--range {text!r:.80}: expected two numbers, such as 1,10") from None
+    return low, high
 
 
 def voting_rule(reduce: Reduce, k_meta: int | None, threshold: float | None, weights: bool) -> Rule:

@@ -12,6 +12,8 @@ import typer
 
 from opengrm.cli.options import (
     REDUCE_HELP,
+    STOP_HELP,
+    Alpha,
     BadRows,
     JsonOut,
     KMeta,
@@ -19,17 +21,26 @@ from opengrm.cli.options import (
     MetaWeights,
     OnBad,
     Reduce,
+    ScoreRange,
+    StopName,
+    Width,
     bad_rows,
     different_files,
     is_ledger,
     print_table,
+    score_range,
+    stopping_rule,
     voting_rule,
 )
 from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
     from opengrm.judgments import Judgment
-    from opengrm.voting.revote import Report
+    from opengrm.voting.guided import Rule
+    from opengrm.voting.revote import Labels, Report
+    from opengrm.voting.stopping import Stop
+
+_DRAWS = 50  # orders in which recorded votes are read again
 
 
 def vote(
@@ -55,6 +66,10 @@ def vote(
             " auto: planned where the recorded orders are such a plan."
         ),
     ] = "auto",
+    stop: Annotated[StopName | None, typer.Option(help=STOP_HELP)] = None,
+    alpha: Alpha = None,
+    width: Width = None,
+    scores: ScoreRange = None,
     pool: Annotated[
         bool,
         typer.Option("--pool", help="Let judgments of different models, templates, settings or runs vote together."),
@@ -77,6 +92,10 @@ def vote(
     Example: opengrm vote judgments.jsonl --items items.jsonl -k 1,2,4,8
 
     With meta scores (opengrm judge --meta) votes can be guided: opengrm vote run.ledger.db --reduce meta --k-meta 4
+
+    What a stopping rule would have spent, and how often it would have agreed with all votes:
+
+        opengrm vote run.ledger.db --items items.jsonl --stop posterior
     """
     from opengrm.reading import read_items
     from opengrm.voting.revote import Labels, revote, verdicts
@@ -87,7 +106,11 @@ def vote(
     outs = {"--output": output, "--plot": plot}
     different_files({name: path for name, path in (ins | outs).items() if str(path) != "-"})
     rule = voting_rule(reduce, k_meta, meta_threshold, meta_weights)
-    ks = None if k is None else _numbers(k)
+    ks = None if k is None else numbers("-k", k)
+    given = score_range(scores)
+    if given is not None and stop is None:
+        raise UsageError("--range goes with --stop")
+    stopping_rule(stop, alpha, width, given, rule)  # refused before anything is read
     skipped = bad_rows(on_bad)
     labels = None if items is None else Labels.of(read_items(items, skipped))
     with open_judgments(judgments, skipped) as rows:
@@ -95,26 +118,71 @@ def vote(
     skipped.report()
     if not report.counts["judgments"]:
         raise UsageError(f"{judgments}: no judgments")
+    early = None
+    if stop is not None:
+        from opengrm.voting.replay import observed_range
+        from opengrm.voting.stopping import check_range
+
+        blocks = [b for r in report.recorded for b in r.blocks]
+        early = stopping_rule(stop, alpha, width, given or observed_range(blocks), rule)
+        assert early is not None
+        try:
+            for block in blocks:
+                check_range(block.scores_IKN, early)
+        except ValueError as error:
+            raise UsageError(f"{judgments}: {error} by --range {scores}") from error
     if output is not None:
         from opengrm.jsonl import write_rows
 
-        write_rows(output, (v.to_json() for v in verdicts(report.recorded, rule)))
+        write_rows(output, (v.to_json() for v in verdicts(report.recorded, rule, stop=early, pooled=pool)))
+    adaptive = [] if early is None else _replayed(report, labels, rule, early, pool)
     if as_json:
-        print(json.dumps({**report.to_json(), "skipped_rows": skipped.count}, ensure_ascii=False, allow_nan=False))
+        row = {**report.to_json(), "skipped_rows": skipped.count}
+        print(json.dumps(row if early is None else row | {"adaptive": adaptive}, ensure_ascii=False, allow_nan=False))
     else:
         _show(report, labelled=labels is not None)
+        if early is not None:
+            _show_adaptive(report, adaptive, early, given is None)
     if plot is not None:
         _plot(plot, report)
 
 
-def _numbers(text: str) -> list[int]:
+def _replayed(report: Report, labels: Labels | None, how: Rule, stop: Stop, pooled: bool) -> list[dict[str, Any]]:
+    """What the rule spends on every source and group, in many orders of the recorded votes."""
+    from opengrm.voting.recorded import as_json
+    from opengrm.voting.replay import adaptive_rows
+    from opengrm.voting.revote import GROUPS
+
+    found = []
+    for source in report.recorded:
+        for group in ("singles", "pairs", "lists"):
+            blocks = [b for b in source.blocks if GROUPS[group](b.n)]
+            known, clusters = ({}, {}) if labels is None else (labels.labels, labels.clusters)
+            rows = adaptive_rows(blocks, [stop], how, labels=known, clusters=clusters, draws=_DRAWS, pooled=pooled)
+            found += [{**as_json(source.source), "group": group, **row} for row in rows]
+    return found
+
+
+def _show_adaptive(report: Report, rows: list[dict[str, Any]], stop: Stop, observed: bool) -> None:
+    from opengrm.reports.tables import adaptive_cells
+
+    name_of = _namer(report)
+    for row in rows:
+        name = " · ".join(part for part in ("stopping early", row["group"], name_of(row)) if part)
+        print_table(name, adaptive_cells([row]))
+    where = "the least and the largest recorded; --range gives the judge's" if observed else "as given"
+    print(f"Means over {_DRAWS} orders of the recorded votes; scores from {stop.low:g} to {stop.high:g}, {where}.")
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers from 1, separated by commas. Raises UsageError."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise UsageError(f"-k {text}: expected whole numbers from 1, separated by commas")
-    return numbers
+        found = []
+    if not found or min(found) < 1:
+        raise UsageError(f"{option} {text}: expected whole numbers from 1, separated by commas")
+    return found
 
 
 @contextmanager

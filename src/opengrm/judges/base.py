@@ -14,6 +14,7 @@ from typing import Protocol
 
 from opengrm.items import Item
 from opengrm.judgments import Judgment
+from opengrm.ledger import Ledger
 from opengrm.voting.reducers import Reducer
 
 OnJudgment = Callable[[Judgment, float], None]
@@ -37,6 +38,19 @@ class Judge(Protocol):
         Raises:
             EngineError: the model cannot go on. What was judged until then is in the ledger.
         """
+        ...
+
+
+class SampledJudge(Judge, Protocol):
+    """A judge whose samples differ, so that it can be asked for more of them."""
+
+    @property
+    def ledger(self) -> Ledger | None: ...
+
+    def judge_each(
+        self, asked: Iterable[tuple[Item, int]], on_judgment: OnJudgment | None = None
+    ) -> Generator[tuple[Item, list[Judgment]], None, None]:
+        """`judge` for items that each have their own k; items are asked for as the engine has room."""
         ...
 
 

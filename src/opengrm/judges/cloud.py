@@ -107,12 +107,18 @@ class CLoud:
         """
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
-        feed = iter(items)
-        while window := list(islice(feed, self.window)):
-            yield from self._judged(window, k, on_judgment)
+        return self.judge_each(((item, k) for item in items), on_judgment)
 
-    def _judged(self, window: Sequence[Item], k: int, on_judgment: OnJudgment | None) -> list[Judged]:
-        planned = [(item, [self._sample(item, j) for j in range(k)]) for item in window]
+    def judge_each(
+        self, asked: Iterable[tuple[Item, int]], on_judgment: OnJudgment | None = None
+    ) -> Generator[Judged, None, None]:
+        """`judge` for items that each have their own k."""
+        feed = iter(asked)
+        while window := list(islice(feed, self.window)):
+            yield from self._judged(window, on_judgment)
+
+    def _judged(self, window: Sequence[tuple[Item, int]], on_judgment: OnJudgment | None) -> list[Judged]:
+        planned = [(item, [self._sample(item, j) for j in range(k)]) for item, k in window]
         done: list[dict[str, Judgment]] = [
             {} if self.ledger is None else self.ledger.get([s.key for s in samples], item.id)
             for item, samples in planned

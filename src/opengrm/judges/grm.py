@@ -70,10 +70,16 @@ class GRM:
         """
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
-        feed, opened = iter(items), _Opened(on_judgment)
+        return self.judge_each(((item, k) for item in items), on_judgment)
+
+    def judge_each(
+        self, asked: Iterable[tuple[Item, int]], on_judgment: OnJudgment | None = None
+    ) -> Generator[tuple[Item, list[Judgment]], None, None]:
+        """`judge` for items that each have their own k."""
+        feed, opened = iter(asked), _Opened(on_judgment)
         while not opened.exhausted:
             # The engine ends when `_requests` does: at the end of the items, or when a straggler holds the window.
-            with closing(self.engine.generate(self._requests(feed, opened, k))) as completions:
+            with closing(self.engine.generate(self._requests(feed, opened))) as completions:
                 for completion in completions:
                     self._take(completion, opened)
                     yield from opened.finished()
@@ -95,14 +101,14 @@ class GRM:
         if opened.on_judgment is not None:
             opened.on_judgment(judgment, seconds)
 
-    def _requests(self, feed: Iterator[Item], opened: _Opened, k: int) -> Iterator[Request]:
+    def _requests(self, feed: Iterator[tuple[Item, int]], opened: _Opened) -> Iterator[Request]:
         """Requests for what the ledger lacks: one for each distinct prompt, with the seeds of all its samples."""
         while len(opened.works) < self.window:
-            item = next(feed, None)
-            if item is None:
+            asked = next(feed, None)
+            if asked is None:
                 opened.exhausted = True
                 return
-            work, missing = self._plan(item, k)
+            work, missing = self._plan(*asked)
             opened.works.append(work)
             prompts: dict[tuple[Message, ...], list[tuple[_Sample, int]]] = {}
             for sample in missing:

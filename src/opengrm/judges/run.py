@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from opengrm.items import Item
@@ -87,6 +87,7 @@ class Summary:
     started: float = field(default_factory=time.monotonic)
     tied: int = 0
     no_verdict: int = 0
+    stops: Counter[str] = field(default_factory=Counter)
     _ranked: _Accuracy = field(default_factory=_Accuracy)
     _singles: _Accuracy = field(default_factory=_Accuracy)
 
@@ -100,6 +101,8 @@ class Summary:
         self.completion_tokens += verdict.completion_tokens
         self.tied += bool(verdict.tied)
         self.no_verdict += verdict.scores is None
+        if "stop" in verdict.extra:
+            self.stops[verdict.extra["stop"]["reason"]] += 1
         label = label_of(item)
         if label is None:
             return
@@ -128,6 +131,7 @@ class Summary:
             "items": self.items,
             "judgments": self.judgments,
             "judgments_new": self.new,
+            "stops": dict(self.stops),
             "missing": dict(self.missing),
             "parse_rate": valid / self.judgments if self.judgments else None,
             "no_verdict": self.no_verdict,
@@ -156,17 +160,20 @@ def verdicts(
     meta: MetaRM | None = None,
     summary: Summary | None = None,
     on_progress: OnProgress | None = None,
+    explain: Callable[[Item, list[Judgment]], dict[str, Any]] | None = None,
 ) -> Generator[Judged, None, None]:
     """Judge k times and vote, item by item, in the items' order.
 
     Args:
         judge: how judgments are made.
         items: read lazily.
-        k: judgments of each item.
+        k: judgments of each item, or where the judge stops early the most.
         reduce: the vote.
         meta: gives every judgment its meta score before the vote.
         summary: counts are added to it as items finish.
-        on_progress: called with the number of judgments that are there (new or from the ledger) and the summary.
+        on_progress: called with the number of judgments that are there (new or from the ledger) or will not be asked
+            for, and the summary.
+        explain: further keys of an item's verdict.
     """
     summary = Summary() if summary is None else summary
     there = 0
@@ -182,12 +189,14 @@ def verdicts(
 
     with closing(judge.judge(items, k, on_judgment)) as run:
         for item, judgments in run if meta is None else meta.score(run):
-            there += len(judgments) - fresh.pop(item.id, 0)
+            there += k - fresh.pop(item.id, 0)
             voted = (
                 guided_vote(item.id, judgments, item.n, reduce)
                 if isinstance(reduce, Guide)
                 else vote(item.id, judgments, item.n, reduce)
             )
+            if explain is not None:
+                voted = replace(voted, extra={**voted.extra, **explain(item, judgments)})
             judged = Judged(item, judgments, voted)
             summary.add(judged, reduce)
             if on_progress is not None:

@@ -33,8 +33,8 @@ def plot_curves(
 
     Args:
         path: where to write; its ending names the format (.png, .svg, .pdf).
-        series: rows with `k` and an interval (`mean`, `low`, `high`) under `metric`, by name. Rows without one are
-            left out.
+        series: rows with `k` (a number of votes, or a mean of them) and an interval (`mean`, `low`, `high`) under
+            `metric`, by name. Rows without one are left out.
         metric: `accuracy`, `strict`, `auc` or another share (drawn in percent), `pearson` or `spearman`.
         levels: dashed horizontal lines (greedy decoding, another system), an interval by name.
         title: of the picture.
@@ -149,7 +149,8 @@ def _draw_votes(
         mean, low, high = ([unit * row[metric][part] for row in rows] for part in ("mean", "low", "high"))
         (line,) = axes.plot(k, mean, marker="o", markersize=4, label=name, **(styles or {}).get(name, {}))
         axes.fill_between(k, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    ticks = sorted({row["k"] for rows in drawn.values() for row in rows})
+    # A mean number of votes is no tick.
+    ticks = sorted({int(row["k"]) for rows in drawn.values() for row in rows if row["k"] == int(row["k"])})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.set_xticks([], minor=True)

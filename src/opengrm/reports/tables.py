@@ -92,6 +92,30 @@ def vote_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
     ]
 
 
+def adaptive_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """Cells of plans of adaptive voting (`voting.replay.adaptive_rows`), one line for each plan."""
+    shown: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "votes": ("votes\n[95 %]", number),
+        "votes_share": ("of all\n%", share),
+        "agreement": ("agrees with all %\n[95 %]", percent),
+        "accuracy": ("accuracy %\n[95 %]", percent),
+        "accuracy_loss": ("lost %\n[95 %]", _points),
+        "tokens": ("tokens", count),
+        "seconds": ("seconds", _decimal),
+    }
+    filled = {name: form for name, form in shown.items() if any(row.get(name) is not None for row in rows)}
+    return [
+        {"plan": str(row["plan"]), "items": count(row["items"])}
+        | {heading: "-" if row.get(name) is None else text(row[name]) for name, (heading, text) in filled.items()}
+        for row in rows
+    ]
+
+
+def _points(interval: Mapping[str, float]) -> str:
+    """A difference of shares with its interval, in points, two decimals."""
+    return number({part: 100 * value for part, value in interval.items()})
+
+
 def position_cells(found: Mapping[str, Any]) -> Cells:
     """Cells of one entry of `voting.bias.position_bias`, one line for each position."""
     return [

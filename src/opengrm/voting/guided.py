@@ -187,7 +187,7 @@ def guided_weights(meta_IK: Floats, valid_IK: Bools, masks_RK: Floats, guide: Gu
         passing_IRK = weights_IRK * (level_IK >= guide.threshold)[:, None, :]
         weights_IRK = np.where(passing_IRK.any(axis=2, keepdims=True), passing_IRK, best_IRK(np.ones_like(places_IR)))
     if guide.weights:
-        weighted_IRK = weights_IRK * _sigmoid(level_IK)[:, None, :]
+        weighted_IRK = weights_IRK * sigmoid(level_IK)[:, None, :]
         weights_IRK = np.where(weighted_IRK.any(axis=2, keepdims=True), weighted_IRK, weights_IRK)
     return weights_IRK
 
@@ -209,6 +209,6 @@ def guided_totals(scores_IKN: Floats, meta_IK: Floats, masks_RK: Floats, guide: 
     return GuidedTotals(totals_IRN, weights_IRK.sum(axis=2), (weights_IRK > 0).sum(axis=2).astype(np.float64))
 
 
-def _sigmoid(logit: Floats) -> Floats:
+def sigmoid(logit: Floats) -> Floats:
     """1 / (1 + exp(-x)) without overflow; 0 for minus infinity."""
     return np.asarray(np.exp(-np.logaddexp(0.0, -logit)))

@@ -20,11 +20,14 @@ from opengrm.verdicts import Verdict
 from opengrm.voting.agreement import agreement
 from opengrm.voting.bias import position_bias
 from opengrm.voting.correctness import label_of
+from opengrm.voting.decision import at, said
 from opengrm.voting.guided import Guide, Rule, guided_verdict, rule_name
 from opengrm.voting.ranked import ranked_row
 from opengrm.voting.recorded import Block, OnBad, Recorded, Source, as_json, collect
 from opengrm.voting.reducers import verdict_of
+from opengrm.voting.replay import cycle_of, draw_orders
 from opengrm.voting.singles import single_row
+from opengrm.voting.stopping import Stop, check_width, course, span, stopping_points, stops
 from opengrm.voting.subsets import SubsetKind, is_balanced
 
 GROUPS: dict[str, Callable[[int], bool]] = {
@@ -161,29 +164,69 @@ def revote(
     return Report(rows, positions, agreements, counts, unmet, recorded)
 
 
-def verdicts(recorded: Sequence[Recorded], how: Rule = "sum") -> Iterator[Verdict]:
-    """The verdict of each item over all of its recorded samples, by source, in order of first appearance.
+def verdicts(
+    recorded: Sequence[Recorded], how: Rule = "sum", *, stop: Stop | None = None, pooled: bool = False, seed: int = 0
+) -> Iterator[Verdict]:
+    """The verdict of each item over its recorded samples, by source, in order of first appearance.
 
     Where there are several sources, each verdict says whose it is (the known fields of `Source`).
+
+    Args:
+        recorded: what `collect` read.
+        how: the vote.
+        stop: the rule that stops an item's votes; None votes over all.
+        pooled: whether the samples of an item are of different judges: a rule then reads them in a drawn order, since
+            what comes first must be like what comes later.
+        seed: of that order.
+
+    Raises:
+        ValueError: scores that are out of the rule's range, or a width with a vote that is no sum or mean.
     """
+    if stop is not None:
+        check_width(stop, how)
     for source in recorded:
         extra = as_json(source.source) if len(recorded) > 1 else {}
-        valid = [block.valid_IK for block in source.blocks]
+        found = [_block_verdicts(block, how, stop, pooled, seed, extra) for block in source.blocks]
         places = [(int(place), b, i) for b, block in enumerate(source.blocks) for i, place in enumerate(block.place_I)]
         for _, b, i in sorted(places):
-            block = source.blocks[b]
-            votes = block.scores_IKN[i][valid[b][i]].tolist()
-            known: dict[str, Any] = {
-                "asked": block.samples,
-                "prompt_tokens": int(block.prompt_tokens_IK[i].clip(min=0).sum()),
-                "completion_tokens": int(block.completion_tokens_IK[i].clip(min=0).sum()),
-                "extra": dict(extra),
-            }
-            if isinstance(how, Guide):
-                metas = block.meta_IK[i][valid[b][i]].tolist()
-                yield guided_verdict(block.items[i], votes, metas, how, **known)
-            else:
-                yield verdict_of(block.items[i], votes, how, **known)
+            yield found[b](i)
+
+
+def _block_verdicts(
+    block: Block, how: Rule, stop: Stop | None, pooled: bool, seed: int, extra: Mapping[str, Any]
+) -> Callable[[int], Verdict]:
+    """The verdict of the i-th item of a block."""
+    samples_IK = np.tile(np.arange(block.samples), (len(block.items), 1))
+    spent_I = np.full(len(block.items), block.samples)
+    if stop is not None and block.n:
+        cycle = cycle_of(block)
+        samples_IK = draw_orders(block, 1, cycle, seed, pooled=pooled)[:, 0]
+        row_I1 = np.arange(len(block.items))[:, None]
+        scores_IKN = block.scores_IKN[row_I1, samples_IK]
+        seen = (
+            span(scores_IKN[:, :, 0], block.samples, stop)
+            if block.n == 1
+            else course(scores_IKN, block.samples, stop, how, block=cycle, meta_XT=block.meta_IK[row_I1, samples_IK])
+        )
+        spent_I = stopping_points(stops(seen, stop, block.samples, cycle))
+
+    def verdict(i: int) -> Verdict:
+        taken = np.sort(samples_IK[i, : spent_I[i]])
+        valid = taken[block.valid_IK[i, taken]]
+        votes = block.scores_IKN[i, valid].tolist()
+        known: dict[str, Any] = {
+            "asked": len(taken),
+            "prompt_tokens": int(block.prompt_tokens_IK[i, taken].clip(min=0).sum()),
+            "completion_tokens": int(block.completion_tokens_IK[i, taken].clip(min=0).sum()),
+            "extra": dict(extra),
+        }
+        if stop is not None and block.n:
+            known["extra"] |= said(at(seen, stop, i, len(taken), block.samples), stop, len(taken), block.samples)
+        if isinstance(how, Guide):
+            return guided_verdict(block.items[i], votes, block.meta_IK[i, valid].tolist(), how, **known)
+        return verdict_of(block.items[i], votes, how, **known)
+
+    return verdict
 
 
 def _resolve(subsets: SubsetKind, blocks: Sequence[Block]) -> bool:
