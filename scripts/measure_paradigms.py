@@ -115,25 +115,25 @@ def train_cloud(folder: Path, grm: Path) -> None:
         write_items(items, trained_on(grm))
     greedy = Sampling(temperature=0.0, max_tokens=MAX_TOKENS)
     base = Writer(BASE, lambda: open_engine("transformers", BASE, batch=BATCH), greedy)
-    print(oracle_stage(items, place / cloud.ORACLE, template, base, dev_share=0.1), flush=True)
+    print(oracle_stage(items, place / cloud.ORACLE, template, base, dev_share=0), flush=True)
     settings = sft.SFTSettings(learning_rate=RATE, batch=64, micro_batch=64, steps=120)
     print(cloud.critic_stage(BASE, place, template, settings, steps=120, on_step=of_total), flush=True)
     critic = place / cloud.CRITIC / "model"
     own = Writer("critic", lambda: open_engine("transformers", str(critic), batch=BATCH), greedy)
     print(own_stage(items, place / cloud.OWN, template, own), flush=True)
-    joint = cloud.CloudSettings(learning_rate=RATE, batch=64, micro_batch=32, epochs=2)
+    joint = cloud.CloudSettings(learning_rate=RATE, batch=64, micro_batch=32, epochs=2, dev_share=0)
     print(cloud.joint_stage(place, template, joint, on_step=of_total), flush=True)
 
 
 def bt(folder: Path, grm: Path) -> None:
     """Bradley-Terry on the same items."""
-    settings = BradleyTerrySettings(learning_rate=RATE, batch=64, micro_batch=64, epochs=PASSES)
+    settings = BradleyTerrySettings(learning_rate=RATE, batch=64, micro_batch=64, epochs=PASSES, dev_share=0)
     train_bradley_terry(trained_on(grm), BASE, folder / "bt", settings, on_progress=said)
 
 
 def pair(folder: Path, grm: Path) -> None:
     """PairRM on the same items."""
-    settings = PairSettings(learning_rate=RATE, batch=64, micro_batch=64, epochs=PASSES)
+    settings = PairSettings(learning_rate=RATE, batch=64, micro_batch=64, epochs=PASSES, dev_share=0)
     train_pair_rm(trained_on(grm), BASE, folder / "pair", None, settings, on_progress=said)
 
 
