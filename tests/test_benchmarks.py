@@ -317,6 +317,25 @@ def test_votes_games_and_windows() -> None:
     assert row["cost"] == {"prompt_tokens": 80, "completion_tokens": 40, "seconds": None, "judgments": 8}
 
 
+def test_curves_leave_out_samples_that_were_never_asked_for() -> None:
+    """Two items with eight votes and eighteen with two, all of them right; a ninth vote of one makes no window."""
+    benchmark, items = BENCHMARKS["rewardbench"], rewardbench_items(20)
+
+    def judging(asked: Any) -> Any:
+        for place, item in enumerate(asked):
+            yield from (Judgment(item.id, (2, 1), sample=sample) for sample in range(8 if place < 2 else 2))
+
+    gathered = gather(benchmark, items, judging)
+    gathered.seconds = {item.id: 8.0 if place < 2 else 4.0 for place, item in enumerate(items)}
+    rows = report(benchmark, gathered, outcomes(benchmark, gathered, "sum"), "sum", partial=True)["by_k"]
+    assert [(row["k"], row["items"], row["skipped"], row["windows"]) for row in rows] == [
+        (1, 20, 0, 8), (2, 20, 0, 4), (4, 2, 18, 2), (8, 2, 18, 1),
+    ]  # fmt: skip
+    assert all(row["overall"] == row["accuracy"]["mean"] == 1 for row in rows)
+    # A vote of the first two takes a second, one of the others two.
+    assert [row["seconds"] for row in rows] == [(2 * 1 + 18 * 2) / 20, (2 * 2 + 18 * 4) / 20, 4, 8]
+
+
 def test_single_responses_vote_by_their_mean() -> None:
     benchmark = BENCHMARKS["realmistake"]
     rows = [{"input": "q", "llm_response": "r", "error_label": label, "metadata": {"id": label}}
@@ -396,7 +415,7 @@ def test_items_of_ones_own(tmp_path: Path) -> None:
     scores = {"p": (1, 2), "l": (3, 3, 1), "x": (7,), "y": (2,), "z": (7,)}
     found = score(benchmark, targets, scores)
     assert found.overall == pytest.approx((1 + 1 / 2) / 2)
-    assert found.metrics["singles auc"] == pytest.approx(0.75)
+    assert found.metrics["singles auc"]["mean"] == pytest.approx(0.75)
     assert score(benchmark, targets[2:], scores).overall == pytest.approx(0.75)
     unlabelled = write(tmp_path / "bad.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}])
     with pytest.raises(BadRow, match=r"bad\.jsonl:1: has no label of the best response"):

@@ -41,8 +41,8 @@ def figures(**others: Any) -> dict[str, Any]:
         "overall_valid": 0.6667, "metrics": {"pairs": {**interval(0.625), "n": 4}, "pearson": interval(-0.25)},
         "subsets": [{"subset": "easy", "items": 3, "accuracy": interval(0.75), "accuracy_valid": interval(0.8),
                      "chance": 0.5, "ties": 1, "missing": 0}],
-        "by_k": [{"k": k, "overall": 0.5, "accuracy": interval(0.5 + 0.01 * k), "tokens": 100.0 * k,
-                  "seconds": 0.5 * k} for k in (1, 2, 4)],
+        "by_k": [{"k": k, "items": 3, "skipped": 1, "overall": 0.5, "accuracy": interval(0.5 + 0.01 * k),
+                  "tokens": 100.0 * k, "seconds": 0.5 * k} for k in (1, 2, 4)],
         "cost": {"prompt_tokens": 4000, "completion_tokens": 482, "seconds": 6.0, "judgments": 8},
         "statistics": {"parse_rate": 0.875},
     } | others  # fmt: skip
@@ -143,7 +143,7 @@ def test_figures_are_those_of_eval_json(tmp_path: Path) -> None:
     assert "pearson -0.25 [-0.35, -0.15]" in text
     assert "easy 75.0 [65.0, 85.0] 80.0 1 0 3" in text
     assert "run, k = 4: 54.0 [44.0, 64.0] % at 400 tokens" in text
-    assert "4 50.0 54.0 [44.0, 64.0] 400.0 2.000" in text
+    assert "4 3 50.0 54.0 [44.0, 64.0] 400.0 2.000" in text
     assert "parse_rate 0.875" in text
     assert "61.0 s" in text
 

@@ -20,6 +20,7 @@ from opengrm.items import Item
 from opengrm.jsonl import OnBad, Row
 from opengrm.voting import credit, label_of, share_interval
 from opengrm.voting.ranked import cluster_ids
+from opengrm.voting.recorded import Ints
 
 Scores = Sequence[float]
 Convert = Callable[[Row, str], list[Item]]
@@ -146,6 +147,8 @@ class Benchmark:
         read: the rows of a file with "file:line" and the place's name; None reads what `jsonl` reads.
         pairs: for benchmarks of lists: the pairs that a judge of pairs sees instead.
         finish: credits that depend on the other outcomes.
+        ranks: whether `finish` has single responses earn by rank (`benchmarks.ranks`), so that credits are not
+            independent.
     """
 
     name: str
@@ -163,6 +166,7 @@ class Benchmark:
     read: Read | None = None
     pairs: Callable[[Item], list[Item]] | None = None
     finish: Callable[[Sequence[Outcome]], list[Outcome]] = list
+    ranks: bool = False
 
     def target(self, item: Item) -> Target:
         """What the rule needs of the item."""
@@ -204,10 +208,14 @@ def share(outcomes: Iterable[Outcome], valid_only: bool) -> dict[str, Any] | Non
 def share_of(earned: Iterable[tuple[Target, float | None]]) -> dict[str, Any] | None:
     """As `share` for any values in [0, 1]; None among them are left out."""
     kept = [(target, value) for target, value in earned if value is not None]
-    clusters = {t.item: t.cluster for t, _ in kept if t.cluster is not None}
     values_I = np.array([value for _, value in kept], dtype=np.float64)
-    found = share_interval(values_I, None, cluster_ids([t.item for t, _ in kept], clusters))
+    found = share_interval(values_I, None, clusters_of([target for target, _ in kept]))
     return None if found is None else {**found._asdict(), "n": len(kept)}
+
+
+def clusters_of(targets: Sequence[Target]) -> Ints | None:
+    """A number for each target's cluster; None where every item is its own."""
+    return cluster_ids([t.item for t in targets], {t.item: t.cluster for t in targets if t.cluster is not None})
 
 
 def by_subset(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
@@ -286,7 +294,7 @@ def convert_rows(
 
 
 __all__ = [
-    "Benchmark", "Figures", "Outcome", "Target", "best_chance", "best_credit", "by_subset", "convert_rows",
-    "data_files", "mean_of", "micro", "plain_mean", "score", "share", "share_of", "squeezed", "strict",
+    "Benchmark", "Figures", "Outcome", "Target", "best_chance", "best_credit", "by_subset", "clusters_of",
+    "convert_rows", "data_files", "mean_of", "micro", "plain_mean", "score", "share", "share_of", "squeezed", "strict",
     "weighted_mean",
 ]  # fmt: skip

@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, best_credit, micro
-from opengrm.benchmarks.realmistake import auc
-from opengrm.benchmarks.realmistake import finish as against_others
+from opengrm.benchmarks.base import Benchmark, Figures, Outcome, best_credit, mean_of, micro
+from opengrm.benchmarks.ranks import auc, finish
 from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import items_from_row
@@ -41,14 +40,8 @@ def subset(item: Item) -> str:
 
 
 def credit(outcome: Outcome) -> float | None:
-    """Design rule 1; a single response earns nothing alone (see `finish`)."""
+    """Design rule 1; a single response earns nothing alone (see `ranks.finish`)."""
     return best_credit(outcome) if outcome.target.n > 1 or outcome.scores is None else 0.5
-
-
-def finish(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Single responses earn the share of the other label's that they are on the right side of."""
-    singles = iter(against_others([o for o in outcomes if o.target.n == 1]))
-    return [next(singles) if o.target.n == 1 else o for o in outcomes]
 
 
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
@@ -59,7 +52,7 @@ def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     metrics: dict[str, Any] = dict(found.metrics) if ranked else {}
     if singles:
         metrics["singles auc"] = auc(singles, valid_only)
-    return Figures(found.overall if ranked or not singles else metrics["singles auc"], metrics)
+    return Figures(found.overall if ranked or not singles else mean_of(metrics["singles auc"]), metrics)
 
 
 BENCHMARK = Benchmark(
@@ -73,4 +66,5 @@ BENCHMARK = Benchmark(
     credit=credit,
     subset=subset,
     finish=finish,
+    ranks=True,
 )

@@ -23,9 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset
+from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset, mean_of
+from opengrm.benchmarks.ranks import auc, finish
 from opengrm.errors import BadRow, OpenGRMError
 from opengrm.items import Item
 from opengrm.jsonl import OnBad, Row, read_rows
@@ -87,37 +86,6 @@ def credit(outcome: Outcome) -> float | None:
     return None if outcome.scores is None else 0.5
 
 
-def finish(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The credit of each item with a verdict: the share of the other label's that it is on the right side of."""
-    sides = {
-        label: np.sort([o.scores[0] for o in outcomes if o.scores is not None and o.target.label == label])
-        for label in (0.0, 1.0)
-    }
-    found = []
-    for o in outcomes:
-        label = o.target.label
-        if o.scores is not None and label is not None and len(sides[1 - label]):
-            other = sides[1 - label]
-            below, level = (int(np.searchsorted(other, o.scores[0], side=side)) for side in ("left", "right"))
-            lower = (below + level) / 2 / len(other)
-            o = replace(o, credit=lower if label == 1 else 1 - lower)
-        found.append(o)
-    return found
-
-
-def auc(outcomes: Sequence[Outcome], valid_only: bool) -> float | None:
-    """ROC-AUC; a comparison with an item without a verdict counts one half, or not at all. None for one label only."""
-    good, bad = ([o for o in outcomes if o.target.label == label] for label in (1.0, 0.0))
-    valid = [(len([o for o in side if o.scores is not None])) for side in (good, bad)]
-    if not all(valid):
-        return None if valid_only or not good or not bad else 0.5
-    wins = sum(o.credit or 0.0 for o in finish(outcomes) if o.target.label == 1 and o.scores is not None) * valid[1]
-    if valid_only:
-        return wins / (valid[0] * valid[1])
-    every = len(good) * len(bad)
-    return (wins + 0.5 * (every - valid[0] * valid[1])) / every
-
-
 def detection(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """The authors' figures of binary error detection, from scores of 1 (no error) and 0 (error).
 
@@ -143,11 +111,12 @@ def detection(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """AUC over all items, and within each task and model; of 0/1 verdicts also the authors' own figures."""
+    whole = auc(outcomes, valid_only)
     metrics: dict[str, Any] = {f"{name} auc": auc(own, valid_only) for name, own in by_subset(outcomes).items()}
     scores = {o.scores[0] for o in outcomes if o.scores is not None}
     if scores and scores <= {0.0, 1.0}:
         metrics |= detection(outcomes)
-    return Figures(auc(outcomes, valid_only), metrics)
+    return Figures(mean_of(whole), {"auc": whole, **metrics})
 
 
 BENCHMARK = Benchmark(
@@ -162,4 +131,5 @@ BENCHMARK = Benchmark(
     credit=credit,
     read=read,
     finish=finish,
+    ranks=True,
 )

@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from opengrm.benchmarks.base import Benchmark, Outcome, Target, by_subset, plain_mean, share, share_of
+from opengrm.benchmarks.base import (
+    Benchmark,
+    Outcome,
+    Target,
+    by_subset,
+    plain_mean,
+    share,
+    share_of,
+    weighted_mean,
+)
+from opengrm.benchmarks.ranks import share_among
 from opengrm.benchmarks.statistics import statistics
 from opengrm.errors import UsageError
 from opengrm.items import Item
@@ -196,19 +206,24 @@ def report(
         "chance": plain_mean(o.chance for o in found),
         "metrics": figures.metrics,
         "metrics_valid": valid.metrics,
-        "subsets": [_subset(name, own) for name, own in by_subset(found).items()],
+        "subsets": [_subset(benchmark, found, name, own) for name, own in by_subset(found).items()],
         "by_k": by_k(benchmark, gathered, how),
         "cost": _cost(gathered, found),
         "statistics": statistics(gathered.blocks, found, gathered.lengths),
     }
 
 
-def _subset(name: str, own: Sequence[Outcome]) -> dict[str, Any]:
+def _subset(benchmark: Benchmark, found: Sequence[Outcome], name: str, own: Sequence[Outcome]) -> dict[str, Any]:
+    def accuracy(valid_only: bool) -> dict[str, Any] | None:
+        if not benchmark.ranks:
+            return share(own, valid_only)
+        return share_among((o.target, o.earned(valid_only), o.target.subset == name) for o in found)
+
     return {
         "subset": name,
         "items": len(own),
-        "accuracy": share(own, False),
-        "accuracy_valid": share(own, True),
+        "accuracy": accuracy(False),
+        "accuracy_valid": accuracy(True),
         "chance": plain_mean(o.chance for o in own),
         "ties": sum(bool(o.tied) for o in own),
         "missing": sum(o.scores is None for o in own),
@@ -216,33 +231,40 @@ def _subset(name: str, own: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def by_k(benchmark: Benchmark, gathered: Gathered, how: Rule) -> list[dict[str, Any]]:
-    """Overall and accuracy of votes of k = 1, 2, 4, ..., K samples, with their cost per item."""
+    """Overall and accuracy of votes of k = 1, 2, 4, ..., K samples, with their cost per item.
+
+    An item takes part with each of its windows that has k samples; items with fewer are `skipped` and counted, as in
+    `voting.ranked`. `windows` is the most that an item has. `overall` is the mean over windows, by their items.
+    """
     most = gathered.samples
+    samples = {item: block.samples for block in gathered.blocks for item in block.items}
     rows = []
     for k in [*(2**e for e in range(most.bit_length()) if 2**e < most), *([most] if most else [])]:
-        overalls: list[float | None] = []
-        earned: dict[str, float] = dict.fromkeys(gathered.targets, 0.0)
+        overalls: list[tuple[float | None, float]] = []
+        earned: dict[str, float] = {}
         tokens: list[float] = []
-        windows = most // k
-        for window in range(windows):
+        for window in range(most // k):
             taken_K = (np.arange(most) >= window * k) & (np.arange(most) < (window + 1) * k)
-            found = outcomes(benchmark, gathered, how, taken_K)
-            overalls.append(benchmark.figures(found).overall)
+            found = [o for o in outcomes(benchmark, gathered, how, taken_K) if o.asked == k]
+            overalls.append((benchmark.figures(found).overall, len(found)))
             for o in found:
-                earned[o.target.item] += (o.earned(False) or 0.0) / windows
+                name = o.target.item
+                earned[name] = earned.get(name, 0.0) + (o.earned(False) or 0.0) / (samples[name] // k)
                 if o.prompt_tokens is not None and o.completion_tokens is not None:
                     tokens.append(o.prompt_tokens + o.completion_tokens)
         # Sums of shares can leave [0, 1] by rounding.
-        accuracy = share_of((t, min(1.0, earned[t.item])) for t in gathered.targets.values())
-        seconds = plain_mean(gathered.seconds.values())
+        kept = [(gathered.targets[name], min(1.0, value)) for name, value in earned.items()]
+        seconds = [gathered.seconds[name] * k / samples[name] for name in earned if name in gathered.seconds]
         rows.append(
             {
                 "k": k,
-                "windows": windows,
-                "overall": plain_mean(overalls),
-                "accuracy": accuracy,
+                "items": len(earned),
+                "skipped": len(gathered.targets) - len(earned),
+                "windows": most // k,
+                "overall": weighted_mean(overalls),
+                "accuracy": share_among((*one, True) for one in kept) if benchmark.ranks else share_of(kept),
                 "tokens": plain_mean(tokens),
-                "seconds": None if seconds is None else seconds * k / most,
+                "seconds": plain_mean(seconds),
             }
         )
     return rows

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from opengrm.benchmarks.base import Outcome, Target
+from opengrm.benchmarks.base import Outcome, Target, clusters_of
+from opengrm.benchmarks.ranks import ALONE, spread
 from opengrm.errors import UsageError
 from opengrm.voting.bias import position_bias
 from opengrm.voting.intervals import Z95, Interval, normal_interval, share_interval
-from opengrm.voting.ranked import cluster_ids
 from opengrm.voting.recorded import Block
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 EXACT = 1000  # discordant items up to which McNemar's p is the binomial's
 RESAMPLES = 2000
 Z80 = 0.8416212335729143  # the normal distribution's 80 % point
@@ -83,7 +84,7 @@ def length_bias(found: Iterable[Outcome], lengths: Mapping[str, Sequence[int]]) 
     if not rows:
         return None
     chosen_I, right_I, credit_I = np.array(rows).T
-    clusters_I = _clusters(targets)
+    clusters_I = clusters_of(targets)
 
     def share(values_I: Floats, weights_I: Floats | None = None) -> dict[str, float] | None:
         interval = share_interval(values_I, weights_I, clusters_I)
@@ -100,11 +101,6 @@ def length_bias(found: Iterable[Outcome], lengths: Mapping[str, Sequence[int]]) 
     }
 
 
-def _clusters(targets: Sequence[Target]) -> Ints | None:
-    own = {t.item: t.cluster for t in targets if t.cluster is not None}
-    return cluster_ids([t.item for t in targets], own)
-
-
 # --- two runs ---------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +113,7 @@ class Scored:
         credit: what the verdict earns, 0 to 1; None without one.
         chance: what a blind guess earns.
         tied: whether several responses share the top.
+        pool: of a single response that earns by rank (`benchmarks.ranks`), which others it is ranked among; else None.
         tokens, seconds: cost; None where it is not known.
     """
 
@@ -130,10 +127,11 @@ class Scored:
     tied: bool = False
     tokens: float | None = None
     seconds: float | None = None
+    pool: str | None = None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Scored:
-        """Read a line of items.jsonl. Raises ValueError where it is none."""
+    def of(cls, row: Mapping[str, Any], pool: str | None = None) -> Scored:
+        """Read a line of items.jsonl; single responses are ranked in `pool`. Raises ValueError where it is none."""
         try:
             credit, read, written = row["credit"], row.get("prompt_tokens"), row.get("completion_tokens")
             found = cls(
@@ -150,6 +148,8 @@ class Scored:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"is no line of items.jsonl: {type(error).__name__} {error}") from None
+        if pool is not None and found.n == 1 and found.label in (0.0, 1.0):
+            found = replace(found, pool=pool)
         if not 0 <= (found.credit or 0.0) <= 1 or not 0 <= found.chance <= 1:
             raise ValueError("'credit' and 'chance' must be from 0 to 1")
         return found
@@ -270,26 +270,43 @@ def _by_item(rows: Iterable[Scored], run: str) -> dict[str, Scored]:
     return found
 
 
-def compared(pairs: Sequence[tuple[Scored, Scored]], *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+def compared(
+    pairs: Sequence[tuple[Scored, Scored]], among: Sequence[tuple[Scored, Scored]] = (), *,
+    resamples: int = RESAMPLES, seed: int = 0,
+) -> Comparison:  # fmt: skip
     """Compare two runs on the same items.
 
     Args:
         pairs: at least one, from `paired`.
+        among: other items that single responses among `pairs` were ranked with.
         resamples: of the bootstrap.
         seed: of the resampling; the same call gives the same interval.
     """
-    _, cluster_I = np.unique([a.cluster for a, _ in pairs], return_inverse=True)
-    earned_I2 = np.array([[row.chance if row.credit is None else row.credit for row in pair] for pair in pairs])
-    valid_I = np.array([a.credit is not None and b.credit is not None for a, b in pairs])
+    rows = [*pairs, *among]
+    own_I = np.arange(len(rows)) < len(pairs)
+    cluster_I = np.unique([a.cluster for a, _ in rows], return_inverse=True)[1]
+    earned_I2 = np.array([[row.chance if row.credit is None else row.credit for row in pair] for pair in rows])
+    valid_I = np.array([a.credit is not None and b.credit is not None for a, b in rows])
+    side_I = _sides([a for a, _ in rows])
     change_I = earned_I2[:, 1] - earned_I2[:, 0]
-    mean, bounds, error = paired_bootstrap(change_I, cluster_I, resamples, seed)
-    own, own_bounds, _ = (
-        paired_bootstrap(change_I[valid_I], cluster_I[valid_I], resamples, seed) if valid_I.any() else (None, None, 0)
-    )
-    intervals = [share_interval(earned_I2[:, run], None, cluster_I) for run in (0, 1)]
+
+    def difference(kept_I: Bools) -> tuple[float, tuple[float, float] | None, float] | None:
+        if not own_I[kept_I].any():
+            return None
+        values_I = spread(change_I[kept_I], side_I[kept_I], own_I[kept_I])
+        moves_I = own_I[kept_I] | (values_I != 0)
+        weights_I = own_I[kept_I][moves_I].astype(np.float64)
+        return paired_bootstrap(values_I[moves_I], cluster_I[kept_I][moves_I], resamples, seed, weights_I)
+
+    found, valid = difference(np.ones(len(rows), dtype=bool)), difference(valid_I)
+    assert found is not None
+    mean, bounds, error = found
+    own, own_bounds, _ = valid or (None, None, 0)
+    weights_I = own_I.astype(np.float64)
+    intervals = [share_interval(spread(earned_I2[:, run], side_I, own_I), weights_I, cluster_I) for run in (0, 1)]
     assert intervals[0] is not None
     assert intervals[1] is not None
-    whole = all(row.tied or row.credit in (None, 0.0, 1.0) for pair in pairs for row in pair)
+    whole = all(row.pool is None and (row.tied or row.credit in (None, 0.0, 1.0)) for pair in pairs for row in pair)
 
     def cost(run: int, name: str) -> float | None:
         known = [value for pair in pairs if (value := getattr(pair[run], name)) is not None]
@@ -297,7 +314,7 @@ def compared(pairs: Sequence[tuple[Scored, Scored]], *, resamples: int = RESAMPL
 
     return Comparison(
         items=len(pairs),
-        clusters=int(cluster_I.max()) + 1,
+        clusters=len(np.unique(cluster_I[own_I])),
         missing_a=sum(a.credit is None for a, _ in pairs),
         missing_b=sum(b.credit is None for _, b in pairs),
         tied_a=sum(a.tied for a, _ in pairs),
@@ -306,7 +323,7 @@ def compared(pairs: Sequence[tuple[Scored, Scored]], *, resamples: int = RESAMPL
         b=intervals[1],
         difference=mean,
         interval=bounds,
-        valid_items=int(valid_I.sum()),
+        valid_items=int((valid_I & own_I).sum()),
         difference_valid=own,
         interval_valid=own_bounds,
         detectable=None if bounds is None else (Z95 + Z80) * error,
@@ -328,11 +345,27 @@ def compared_subsets(pairs: Sequence[tuple[Scored, Scored]], *, seed: int = 0) -
     found: dict[str, list[tuple[Scored, Scored]]] = {}
     for pair in pairs:
         found.setdefault(pair[0].subset, []).append(pair)
-    return {name: compared(own, seed=seed) for name, own in found.items()}
+    ranked = [pair for pair in pairs if pair[0].pool is not None]
+    return {
+        name: compared(own, [pair for pair in ranked if pair[0].subset != name], seed=seed)
+        for name, own in found.items()
+    }
+
+
+def _sides(rows: Sequence[Scored]) -> Ints:
+    """The side of each item for `ranks.spread`: two numbers for each pool."""
+    pools: dict[str, int] = {}
+    return np.array(
+        [
+            ALONE if row.pool is None else 2 * pools.setdefault(row.pool, len(pools)) + int(row.label or 0)
+            for row in rows
+        ],
+        dtype=np.int64,
+    )
 
 
 def paired_bootstrap(
-    change_I: Floats, cluster_I: Ints, resamples: int = RESAMPLES, seed: int = 0
+    change_I: Floats, cluster_I: Ints, resamples: int = RESAMPLES, seed: int = 0, weights_I: Floats | None = None
 ) -> tuple[float, tuple[float, float] | None, float]:
     """A mean difference with a 95 % percentile interval from resampling whole clusters with replacement.
 
@@ -341,14 +374,15 @@ def paired_bootstrap(
         cluster_I: a cluster number for each item.
         resamples: how many.
         seed: the same seed gives the same interval.
+        weights_I: what each item adds to the denominator; 1 each where None.
 
     Returns:
         The mean; the interval (None for one cluster); the standard deviation of the resampled means.
     """
     _, group_I = np.unique(cluster_I, return_inverse=True)
     sum_G = np.bincount(group_I, weights=change_I)
-    size_G = np.bincount(group_I).astype(np.float64)
-    mean, groups = float(change_I.mean()), len(sum_G)
+    size_G = np.bincount(group_I, weights=weights_I).astype(np.float64)
+    mean, groups = float(sum_G.sum() / size_G.sum()), len(sum_G)
     if groups < 2:
         return mean, None, 0.0
     rng = np.random.default_rng(seed)
@@ -356,7 +390,8 @@ def paired_bootstrap(
     step = max(1, _CELLS // groups)
     for start in range(0, resamples, step):
         drawn_BG = rng.integers(0, groups, (min(step, resamples - start), groups))
-        means.append(sum_G[drawn_BG].sum(axis=1) / size_G[drawn_BG].sum(axis=1))
+        size_B = size_G[drawn_BG].sum(axis=1)
+        means.append((sum_G[drawn_BG].sum(axis=1) / np.maximum(size_B, 1e-300))[size_B > 0])
     mean_B = np.concatenate(means)
     low, high = np.quantile(mean_B, (0.025, 0.975))
     return mean, (float(low), float(high)), float(mean_B.std())

@@ -106,15 +106,16 @@ def _names(a: EvalRun, b: EvalRun, asked: str | None) -> list[str]:
 
 def _scored(run: EvalRun, name: str) -> list[Scored]:
     """The lines of a benchmark's items.jsonl; one that cannot be read stops the comparison."""
+    from opengrm.benchmarks import BENCHMARKS
     from opengrm.benchmarks.statistics import Scored
     from opengrm.errors import BadRow
     from opengrm.jsonl import read_rows
     from opengrm.reports.eval_run import ITEMS
 
-    rows = []
+    rows, pool = [], name if name in BENCHMARKS and BENCHMARKS[name].ranks else None
     for where, row in read_rows(run.file(name, ITEMS)):
         try:
-            rows.append(Scored.of(row))
+            rows.append(Scored.of(row, pool))
         except ValueError as error:
             raise BadRow(where, str(error)) from None
     return rows

@@ -260,14 +260,14 @@ def _curves(judged: Sequence[tuple[int, EvalRun]], name: str) -> Html | str:
     if not pictures:
         return ""
     lines = [
-        [*([run.label] if len(judged) > 1 else []), text(row.get("k")), share(number(row.get("overall"))),
-         percent(interval(row.get("accuracy"))), decimals(number(row.get("tokens")), 1),
-         decimals(number(row.get("seconds")), 3)]
+        [*([run.label] if len(judged) > 1 else []), text(row.get("k")), count(number(row.get("items"))),
+         share(number(row.get("overall"))), percent(interval(row.get("accuracy"))),
+         decimals(number(row.get("tokens")), 1), decimals(number(row.get("seconds")), 3)]
         for _, run in judged for row in rows(_figures(run, name).get("by_k"))
     ]  # fmt: skip
-    heads = [*(["run"] if len(judged) > 1 else []), "k", "overall %", "accuracy %\n[95 %]", "tokens\nan item",
+    heads = [*(["run"] if len(judged) > 1 else []), "k", "items", "overall %", "accuracy %\n[95 %]", "tokens\nan item",
              "seconds\nan item"]  # fmt: skip
-    numbers = folded("Figures of these curves", html_table(heads, lines, words=len(heads) - 5))
+    numbers = folded("Figures of these curves", html_table(heads, lines, words=len(heads) - 6))
     return Html(f'<h3>Votes and cost</h3><div class="small">{"".join(pictures)}</div>{numbers}')
 
 
