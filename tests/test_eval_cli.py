@@ -13,6 +13,10 @@ from typer.testing import CliRunner
 from opengrm import engines
 from opengrm.cli.main import app
 from opengrm.errors import BadRow, OpenGRMError, UsageError
+from opengrm.ledger import Ledger
+from opengrm.reports.eval_page import write_page
+from opengrm.reports.eval_positions import confusions
+from opengrm.reports.eval_run import read_runs
 
 
 def run(*words: str) -> Any:
@@ -74,10 +78,54 @@ def test_a_run_writes_its_folder_and_resumes(rows: Path, engine: InstantEngine, 
     assert engine.asked == 32
     again = read(out, "eval.json")["benchmarks"]["rewardbench"]
     assert (again["overall"], again["by_k"][0]["overall"]) == (bench["overall"], bench["by_k"][0]["overall"])
+    assert found["settings"]["ledger"] == "judgments.ledger.db"
     # The run's own ledger scores to the same figures.
     other = tmp_path / "again"
     run("rewardbench", "--data", str(rows), "--judgments", str(out / "judgments.ledger.db"), "-o", str(other))
     assert read(other, "rewardbench/items.jsonl") == [{**item, "seconds": None} for item in items]
+
+
+def shown(folder: Path) -> dict[str, Any]:
+    """The items that the run's page embeds."""
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    data = page.split('<script type="application/json" id="items-data">')[1].split("</script>")[0]
+    return {item["id"]: item["runs"][0] for item in json.loads(data)["items"]}
+
+
+def test_a_shared_ledger_counts_and_shows_a_runs_own_judgments(
+    rows: Path, engine: InstantEngine, tmp_path: Path
+) -> None:
+    """Runs with 4 votes, then with 2 at another temperature, then with 2 as in the first, in one ledger elsewhere."""
+    ledger = tmp_path / "shared.db"
+    words = ["rewardbench", "--data", str(rows), "--model", "instant", "--ledger", str(ledger)]
+    for name, more in (("a", ["-k", "4"]), ("b", ["-k", "2", "--temperature", "0.9"]), ("c", ["-k", "2"])):
+        run(*words, *more, "-o", str(tmp_path / name))
+    with Ledger(ledger) as kept:
+        everything = list(kept.judgments())
+        assert len(everything) == 48
+        for judgment in everything:
+            kept.put(judgment, seconds=1.0)
+    for name, more, votes in (
+        ("a", ["-k", "4"], 4),
+        ("b", ["-k", "2", "--temperature", "0.9"], 2),
+        ("c", ["-k", "2"], 2),
+    ):
+        out = tmp_path / name
+        run(*words, *more, "-o", str(out))
+        found = read(out, "eval.json")
+        assert found["settings"]["ledger"] == str(ledger)
+        assert found["settings"]["source"]["temperature"] == (0.9 if name == "b" else 0.5)
+        # A second for each of the run's own judgments.
+        assert {item["seconds"] for item in read(out, "rewardbench/items.jsonl")} == {float(votes)}
+        assert found["benchmarks"]["rewardbench"]["cost"]["seconds"] == 8 * votes
+        assert {item["judgments"] for item in shown(out).values()} == {votes}
+        (table,) = confusions(read_runs([out])[0], "rewardbench")
+        assert (table.items, table.judgments) == (8, 8 * votes)
+    # The run's folder alone, without the ledger: the page says why there are no votes.
+    ledger.rename(tmp_path / "moved.db")
+    page = write_page([tmp_path / "a"]).read_text(encoding="utf-8")
+    assert "no votes are shown" in page
+    assert "shared.db: no such ledger" in page
 
 
 def test_limit_is_a_fixed_draw(rows: Path, engine: InstantEngine, tmp_path: Path) -> None:

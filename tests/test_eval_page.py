@@ -313,7 +313,7 @@ def test_the_script_finds_what_it_asks_for(tmp_path: Path) -> None:
 
 
 def test_long_texts_are_cut_and_the_page_is_bounded(tmp_path: Path) -> None:
-    run, long = make(tmp_path / "r"), "long words \0" * 20_000
+    run, long = make(tmp_path / "r", settings={"judge": "grm", "k": 70}), "long words \0" * 20_000
     items = [Item((Message("user", long),) * 100, (long,) * 40, best=0, id=name) for name in "abcd"]
     keep_shown(run, "bench", items)
     with Ledger(run / "judgments.ledger.db") as ledger:

@@ -227,11 +227,16 @@ class Ledger:
             for key, row in self._db.execute(f"SELECT key, row FROM judgments {where}{_IN_ORDER}", values):
                 yield self._read(key, row)
 
-    def seconds(self) -> dict[str, float]:
-        """Wall-clock seconds of all judgments of each item, where they were kept."""
-        query = "SELECT item, sum(seconds) FROM judgments WHERE seconds IS NOT NULL GROUP BY item"
+    def seconds(self, keys: Sequence[str]) -> dict[tuple[str, str], float]:
+        """Wall-clock seconds of the judgments kept under these keys, by key and item id, where they were kept."""
+        found: dict[tuple[str, str], float] = {}
         with self._explained():
-            return dict(self._db.execute(query).fetchall())
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                marks = ",".join("?" * len(part))
+                query = f"SELECT key, item, seconds FROM judgments WHERE key IN ({marks}) AND seconds IS NOT NULL"
+                found.update(((key, item), seconds) for key, item, seconds in self._db.execute(query, part))
+        return found
 
     def info(self) -> list[dict[str, Any]]:
         """One row for each model, template and temperature: items, judgments, missing by kind, tokens, seconds."""

@@ -50,6 +50,7 @@ from opengrm.cli.options import (
     MetaWeights,
     OnBad,
     bad_rows,
+    is_ledger,
     print_table,
     voting_rule,
 )
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
     from opengrm.ledger import Ledger
     from opengrm.voting.guided import Rule
 
-LEDGER, RESULT, ITEMS = "judgments.ledger.db", "eval.json", "items.jsonl"
 RUN, GIVEN = "Run", "Judgments that are there"
 
 
@@ -112,7 +112,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="Only this many items of each benchmark: a fixed draw.")
     ] = None,
     ledger: Annotated[
-        Path | None, typer.Option(help=f"Keep judgments in this file. Default: OUTPUT/{LEDGER}.", rich_help_panel=RUN)
+        Path | None,
+        typer.Option(help="Keep judgments in this file. Default: OUTPUT/judgments.ledger.db.", rich_help_panel=RUN),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="How reports call the run. Default: the judge and its model.")
@@ -179,6 +180,7 @@ def evaluate(
     """
     from opengrm.cli.judges import Options, choose_judge
     from opengrm.ledger import Ledger
+    from opengrm.reports.eval_run import LEDGER
     from opengrm.voting.guided import rule_name
 
     if judgments is not None and scores is not None:
@@ -204,8 +206,12 @@ def evaluate(
         assert given is not None
         about: dict[str, Any] = {"judge": None, "model": None, "given": given.name, "reduce": rule_name(rule)}
         run = _Run(output, name or given.name, {**about, "limit": limit})
+        if is_ledger(given):
+            run.settings["ledger"] = _named(given, output)
         for source in sources:
-            run.add(source, _given(source, given, on_bad), rule)
+            gathered, seen = _given(source, given, on_bad)
+            run.settings.update(seen)
+            run.add(source, gathered, rule)
         run.show(as_json)
         return
     k = votes(k, chosen.paradigm)
@@ -215,8 +221,8 @@ def evaluate(
         "max_tokens": max_tokens, "orders": orders, "reduce": rule_name(rule), "meta": meta, "engine": engine,
         "form": "pairs" if as_pairs else "lists", "limit": limit,
     }  # fmt: skip
-    run = _Run(output, name or f"{by} {model}", about)
     place = ledger or output / LEDGER
+    run = _Run(output, name or f"{by} {model}", about | {"ledger": _named(place, output)})
     with ExitStack() as stack:
         kept = stack.enter_context(Ledger(place))
         judging = _Judging(chosen.open(kept, stack), open_meta(kept, stack), kept, k)
@@ -230,9 +236,15 @@ def evaluate(
                 said = f"interrupted; {len(kept):,} judgments are in {place}: run the same command to go on"
                 print(said, file=sys.stderr)
                 raise
-            run.settings.update({key: value for key, value in judging.seen.items() if value is not None})
+            run.settings.update(judging.seen)
             run.add(source, gathered, rule)
     run.show(as_json)
+
+
+def _named(ledger: Path, output: Path) -> str:
+    """The ledger as the run's reports find it: by its place in the run's folder, which may move, or else whole."""
+    whole, folder = ledger.resolve(), output.resolve()
+    return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else str(whole)
 
 
 def _placed(names: str, data: list[str]) -> list[tuple[Benchmark, str]]:
@@ -304,14 +316,15 @@ def _usable(
         yield item
 
 
-def _given(source: _Source, path: Path, on_bad: Bad) -> Gathered:
-    """The judgments of a file or a ledger that are of the benchmark's items."""
+def _given(source: _Source, path: Path, on_bad: Bad) -> tuple[Gathered, dict[str, Any]]:
+    """The judgments of a file or a ledger that are of the benchmark's items, and who made them."""
     from opengrm.benchmarks.given import given_judgments
     from opengrm.benchmarks.run import gather
-    from opengrm.cli.options import is_ledger
     from opengrm.ledger import Ledger
+    from opengrm.reports.eval_run import judged_by
 
     skipped = bad_rows(on_bad)
+    seen: dict[str, Any] = {}
 
     def judging(items: Iterable[Item]) -> Iterator[Judgment]:
         known = {item.id for item in items}
@@ -320,7 +333,10 @@ def _given(source: _Source, path: Path, on_bad: Bad) -> Gathered:
                 rows = stack.enter_context(Ledger(path, create=False)).judgments()
             else:
                 rows = given_judgments(path, skipped)
-            yield from (row for row in rows if row.item in known)
+            for row in rows:
+                if row.item in known:
+                    seen.update({} if seen else judged_by(row))
+                    yield row
 
     found = gather(source.benchmark, source.read(), judging, skipped, pool=False)
     skipped.report()
@@ -328,7 +344,7 @@ def _given(source: _Source, path: Path, on_bad: Bad) -> Gathered:
         raise UsageError(
             f"{path}: no judgment of an item of {source.benchmark.title}; ids are like {next(iter(found.targets))!r}"
         )
-    return found
+    return found, seen
 
 
 @dataclass
@@ -350,21 +366,39 @@ class _Judging:
         """Judge the benchmark's items."""
         from opengrm.benchmarks.run import gather
 
-        found = gather(source.benchmark, source.read(), self._judgments)
-        for item, seconds in self.ledger.seconds().items():
-            if item in found.targets:
-                found.seconds[item] = seconds
+        seconds: dict[str, float] = {}
+        found = gather(source.benchmark, source.read(), lambda items: self._timed(items, seconds))
+        found.seconds.update(seconds)
         return found
 
+    def _timed(self, items: Iterable[Item], seconds: dict[str, float]) -> Iterator[Judgment]:
+        """The judgments of items; adds up what those of each item took, where the ledger knows it."""
+        own: dict[str, str] = {}  # the item of each key that is not looked up yet: a ledger has other runs' judgments
+
+        def look_up() -> None:
+            for (key, item), spent in self.ledger.seconds(list(own)).items():
+                if own[key] == item:
+                    seconds[item] = seconds.get(item, 0.0) + spent
+            own.clear()
+
+        for judgment in self._judgments(items):
+            if judgment.key is not None:
+                if len(own) >= 500 or judgment.key in own:
+                    look_up()
+                own[judgment.key] = judgment.item
+            yield judgment
+        look_up()
+
     def _judgments(self, items: Iterable[Item]) -> Iterator[Judgment]:
+        from opengrm.reports.eval_run import judged_by
+
         def on_judgment(_judgment: Judgment, _seconds: float) -> None:
             self.new += 1
 
         with closing(self.judge.judge(items, self.k, on_judgment)) as judged:
             for _, judgments in judged if self.meta is None else self.meta.score(judged):
                 for judgment in judgments:
-                    if not self.seen:
-                        self.seen = {name: getattr(judgment, name) for name in ("template", "temperature")}
+                    self.seen = self.seen or judged_by(judgment)
                     yield judgment
                 self.done += len(judgments)
                 self.show(self.done, "", self.new)
@@ -384,6 +418,7 @@ class _Run:
         from opengrm.benchmarks.run import outcomes, report
         from opengrm.jsonl import write_rows
         from opengrm.reports.eval_items import keep_shown
+        from opengrm.reports.eval_run import ITEMS
 
         found = outcomes(source.benchmark, gathered, how)
         folder = self.folder / source.benchmark.name
@@ -400,6 +435,7 @@ class _Run:
         """Write eval.json."""
         from opengrm.benchmarks import paper_overall
         from opengrm.reports import results
+        from opengrm.reports.eval_run import RESULT
 
         row = {
             "name": self.name, "command": results.command_line(), "commit": results.commit(),
@@ -416,6 +452,7 @@ class _Run:
         """Write the page and its pictures, and print the figures."""
         from opengrm.reports.eval_page import write_page
         from opengrm.reports.eval_pictures import write_pictures
+        from opengrm.reports.eval_run import RESULT
 
         page = write_page([self.folder])
         write_pictures(self.folder)

@@ -212,10 +212,11 @@ def _shown(row: Row | None) -> dict[str, Any]:
 
 def _ledger(run: EvalRun) -> Ledger | None:
     try:
-        return Ledger(run.folder / LEDGER, create=False)
+        return Ledger(run.ledger, create=False)
     except OpenGRMError as error:
-        if (run.folder / LEDGER).exists():
-            run.damaged.append(f"{LEDGER} ({error})")
+        # A run of scores that were there has none, and names none.
+        if run.ledger.exists() or run.ledger.name != LEDGER or run.ledger.parent != run.folder:
+            run.damaged.append(f"the ledger, so no votes are shown ({error})")
         return None
 
 
@@ -230,7 +231,7 @@ def _with_votes(run: EvalRun, ledger: Ledger | None, row: Row | None) -> dict[st
     judgments: list[Judgment] = []
     if ledger is not None:
         try:
-            judgments = list(ledger.judgments(text(row.get("item"))))
+            judgments = run.own(ledger.judgments(text(row.get("item"))))
         except OpenGRMError as error:
             run.damaged.append(str(error))
     shown["judgments"] = len(judgments)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from opengrm.errors import OpenGRMError
 from opengrm.ledger import Ledger
-from opengrm.reports.eval_run import LEDGER, EvalRun, number, text
+from opengrm.reports.eval_run import EvalRun, number, text
 
 MOST_ITEMS = 5_000  # looked at, drawn by a hash of their ids
 MOST_POSITIONS = 8  # of a table
@@ -46,15 +46,15 @@ def confusions(run: EvalRun, benchmark: str, most: int = MOST_ITEMS) -> list[Con
         and (label := number(row.get("label"))) in range(n)
     )
     drawn = heapq.nsmallest(most, labelled)
-    if not drawn or not (run.folder / LEDGER).is_file():
+    if not drawn or not run.ledger.is_file():
         return []
     sizes = sorted({n for *_, n in drawn})
     counts = {n: [[0] * (n + 2) for _ in range(n)] for n in sizes}
     items = dict.fromkeys(sizes, 0)
     try:
-        with Ledger(run.folder / LEDGER, create=False) as ledger:
+        with Ledger(run.ledger, create=False) as ledger:
             for _, name, best, n in drawn:
-                judgments = [j for j in ledger.judgments(name) if j.order is not None and len(j.order) == n]
+                judgments = [j for j in run.own(ledger.judgments(name)) if j.order is not None and len(j.order) == n]
                 items[n] += bool(judgments)
                 for judgment in judgments:
                     order, scores = judgment.order or (), judgment.scores

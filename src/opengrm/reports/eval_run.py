@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from opengrm.errors import BadRow, OpenGRMError, UsageError
 from opengrm.jsonl import read_rows
+from opengrm.judgments import Judgment
 from opengrm.reports.results import finite_json
+from opengrm.voting.recorded import as_json, source_of
 
 RESULT = "eval.json"
 LEDGER = "judgments.ledger.db"
@@ -48,6 +50,25 @@ class EvalRun:
     benchmarks: Mapping[str, Row]
     damaged: list[str] = field(default_factory=list)
 
+    @property
+    def ledger(self) -> Path:
+        """The ledger of its judgments, in the run's folder if eval.json names no other."""
+        return self.folder / (text(self._settings.get("ledger")) or LEDGER)
+
+    @property
+    def _settings(self) -> Row:
+        return table(self.about.get("settings"))
+
+    def own(self, judgments: Iterable[Judgment]) -> list[Judgment]:
+        """Those of an item's judgments in the ledger that the run voted over: a ledger can hold other runs' too.
+
+        Raises:
+            BadRow: a judgment does not say how it was made in the form that judges write.
+        """
+        source, k = self._settings.get("source"), number(self._settings.get("k"))
+        kept = (j for j in judgments if source is None or as_json(source_of(j)) == source)
+        return [j for j in kept if k is None or j.sample < k]
+
     def file(self, benchmark: str, name: str) -> Path:
         """A file of a benchmark."""
         return place(self.folder, benchmark, name)
@@ -66,6 +87,16 @@ class EvalRun:
                 yield row
         except OpenGRMError:
             self.damaged.append(f"{benchmark}/{ITEMS}")
+
+
+def judged_by(judgment: Judgment) -> dict[str, Any]:
+    """What eval.json's settings say of who judged, from a judgment: the same for all of a run.
+
+    Returns:
+        `source`, by which its judgments are told from others in the ledger, and of that `template` and `temperature`.
+    """
+    source = as_json(source_of(judgment))
+    return {"source": source, **{name: source[name] for name in ("template", "temperature") if name in source}}
 
 
 def place(folder: Path, benchmark: str, name: str) -> Path:

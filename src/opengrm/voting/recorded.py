@@ -125,7 +125,7 @@ def collect(
     tables: dict[Source, _Table] = {}
     for judgment in judgments:
         try:
-            table = tables.setdefault(POOLED if pool else _source(judgment), _Table())
+            table = tables.setdefault(POOLED if pool else source_of(judgment), _Table())
             table.add(judgment, (sizes or {}).get(judgment.item, 0))
         except BadRow as bad:
             if on_bad is None:
@@ -134,8 +134,12 @@ def collect(
     return [table.recorded(source, pool) for source, table in tables.items()]
 
 
-def _source(judgment: Judgment) -> Source:
-    """The judgment's source; how it was sampled stands in its `sampling`, where the judge wrote it."""
+def source_of(judgment: Judgment) -> Source:
+    """The judgment's source; how it was sampled stands in its `sampling`, where the judge wrote it.
+
+    Raises:
+        BadRow: `sampling` is not what a judge writes.
+    """
     sampling = judgment.extra.get("sampling")
     known: dict[str, Any] = sampling if isinstance(sampling, dict) else {}
     top_p, max_tokens, orders = (known.get(name) for name in ("top_p", "max_tokens", "orders"))
