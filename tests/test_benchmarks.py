@@ -195,6 +195,10 @@ def test_rmb_lists_both_ways(tmp_path: Path) -> None:
     assert [t.item for t in parts] == ["p", "l/0-1", "l/0-2"]
     assert score(benchmark, parts, {"p": (2, 1), "l/0-1": (1, 0), "l/0-2": (1, 1)}).overall == pytest.approx(0.75)
     assert score(benchmark, parts, {"p": (2, 1), "l/0-1": (1, 0)}).overall == pytest.approx((1 + 1 / 3) / 2)
+    # One lost and one missing: the best does not beat every loser, whatever the missing one would have been.
+    lost = {"p": (2, 1), "l/0-1": (0, 1)}
+    assert score(benchmark, parts, lost).overall == 0.5
+    assert score(benchmark, parts, lost, valid_only=True).overall == 0.5
 
 
 # --- RM-Bench ---------------------------------------------------------------------------------------------------
@@ -423,6 +427,15 @@ def test_items_of_ones_own(tmp_path: Path) -> None:
     rated = write(tmp_path / "rated.jsonl", [{"prompt": "Q", "responses": ["a"], "rewards": [0.5]}])
     with pytest.raises(BadRow, match="a reward of 0 or 1"):
         targets_of("items", rated)
+
+
+def test_partial_is_known_by_sizes_or_rows() -> None:
+    ppe, preference, rmb, own = (BENCHMARKS[n] for n in ("ppe-correctness", "ppe-preference", "rmb", "items"))
+    assert sum(ppe.sizes.values()) == 2555
+    assert ppe.partial(ppe.sizes, 2555) is False
+    assert ppe.partial({**ppe.sizes, "MATH": 511, "GPQA": 900}, 2942) is True
+    assert (preference.partial({"English": 9}, 16_038), preference.partial({"English": 9}, 16_037)) == (False, True)
+    assert (rmb.partial({"Helpful BoN": 9}, 9), own.partial({"pairs": 1}, 1)) == (None, False)
 
 
 def test_every_benchmark_says_what_it_is() -> None:

@@ -11,6 +11,9 @@ from instant_engine import InstantEngine
 from typer.testing import CliRunner
 
 from opengrm import engines
+from opengrm.benchmarks import BENCHMARKS
+from opengrm.cli.eval_sources import shows_pairs
+from opengrm.cli.judges import Options, choose_judge
 from opengrm.cli.main import app
 from opengrm.errors import BadRow, OpenGRMError, UsageError
 from opengrm.ledger import Ledger
@@ -134,6 +137,68 @@ def test_limit_is_a_fixed_draw(rows: Path, engine: InstantEngine, tmp_path: Path
     found = [[item["item"] for item in read(tmp_path / name, "rewardbench/items.jsonl")] for name in ("a", "b")]
     assert found[0] == found[1]
     assert len(found[0]) == 3
+
+
+def test_limit_draws_whole_prompts(engine: InstantEngine, tmp_path: Path) -> None:
+    """Four prompts of two items each: three items are one prompt's, and one item is still a whole prompt's."""
+    path = tmp_path / "own.jsonl"
+    listed = [
+        {"id": f"{p}{i}", "prompt": p, "responses": ["a", str(i)], "best": 0, "source": {"cluster": p}}
+        for p in "wxyz"
+        for i in range(2)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in listed), encoding="utf-8")
+    for limit, kept in ((1, 2), (3, 2), (4, 4), (8, 8)):
+        out = tmp_path / str(limit)
+        run("items", "--data", str(path), "--model", "m", "-k", "1", "--limit", str(limit), "-o", str(out))
+        names = [item["item"] for item in read(out, "items/items.jsonl")]
+        assert len(names) == kept
+        assert all(name[0] + other in names for name in names for other in "01")
+        assert read(out, "eval.json")["benchmarks"]["items"]["partial"] is (kept < 8)
+
+
+def test_a_grm_sees_rmbs_lists_whole_and_ppes_as_pairs() -> None:
+    rmb, ppe, pairs = (BENCHMARKS[name] for name in ("rmb", "ppe-correctness", "rewardbench"))
+    for judge, shown_as_pairs in (("grm", (False, True)), ("llm", (True, True)), ("bt", (False, False))):
+        chosen = choose_judge(judge, Options("some/model"))  # type: ignore[arg-type]
+        assert (shows_pairs("auto", rmb, chosen), shows_pairs("auto", ppe, chosen)) == shown_as_pairs
+        assert (shows_pairs("pairs", rmb, chosen), shows_pairs("lists", ppe, chosen)) == (True, False)
+    assert not shows_pairs("auto", ppe, None)
+    assert pairs.pairs is None
+
+
+def test_no_paper_overall_of_runs_that_may_be_partial(engine: InstantEngine, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "Name a prime."}]
+    answers = [{"llm_name": name, "answer": name} for name in "abc"]
+    ppe = {f"response_{i + 1}": str(i) for i in range(3)}
+    files = {
+        "rewardbench/rows.jsonl": {"id": 1, "subset": "hep-go", "prompt": "q", "chosen": "a", "rejected": "b"},
+        "ppe-preference/rows.jsonl": {
+            "question_id": "1", "prompt": "q", "response_1": "a", "response_2": "b", "winner": "model_a",
+        },
+        "ppe-correctness/math.jsonl": {
+            "question_id": "1", "model_name": "m", "prompt": "q", **ppe, "scores": [True, False, False],
+            "conflict_pairs": [[0, 1], [0, 2]],
+        },
+        "rmb/rows.jsonl": {
+            "bon_uid": "l", "conversation_input": said, "bon_best": answers[0], "loser_list": answers[1:],
+            "category_path": "Helpfulness",
+        },
+    }  # fmt: skip
+    for name, row in files.items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        (tmp_path / "data" / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
+    names = "rewardbench,ppe-preference,ppe-correctness,rmb"
+    run(names, "--data", str(tmp_path / "data"), "--model", "m", "-k", "1", "-o", str(tmp_path / "run"))
+    found = read(tmp_path / "run", "eval.json")
+    benchmarks = found["benchmarks"]
+    assert [row["partial"] for row in benchmarks.values()] == [True, True, True, None]
+    assert all(row["overall"] is not None for row in benchmarks.values())
+    assert found["paper_overall"] is None
+    assert (benchmarks["rmb"]["form"], benchmarks["rmb"]["items"]) == ("lists", 1)
+    assert (benchmarks["ppe-correctness"]["form"], benchmarks["ppe-correctness"]["items"]) == ("pairs", 2)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Whether all published rows were there is not known of rmb." in page
 
 
 def test_bad_rows_are_found_before_the_model(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -38,7 +38,11 @@ PAPER = ("rewardbench", "ppe-preference", "ppe-correctness", "rmb")  # what the 
 
 
 def paper_overall(overall: Mapping[str, float | None]) -> float | None:
-    """The SPCT paper's "Overall": the unweighted mean of its four benchmarks; None unless all four are there."""
+    """The SPCT paper's "Overall": the unweighted mean of its four benchmarks; None unless all four are there.
+
+    Args:
+        overall: by benchmark; None where it is not comparable, as of a run on other rows than were published.
+    """
     values = [overall.get(name) for name in PAPER]
     return None if None in values else sum(v for v in values if v is not None) / len(PAPER)
 

@@ -139,13 +139,16 @@ class Benchmark:
         licence: of the data.
         source: where it is published.
         hub: what to load from the hub: (data set, configuration or None, split).
-        sizes: items of each subset in the published release; fewer is a partial run.
+        sizes: items of each subset in the published release; empty where they are not known.
+        rows: rows of the published release, where some of them are no items (ties) and `sizes` does not say.
+        complete: whether there is no published release: the rows that are given are all.
         convert: the items of a row; its second argument is the place that the row came from, such as a file's name.
         rule: overall and metrics of outcomes; the second argument is `valid_only`.
         credit, chance: what an outcome earns, and what a blind guess at its target does.
         subset: the subset of an item.
         read: the rows of a file with "file:line" and the place's name; None reads what `jsonl` reads.
         pairs: for benchmarks of lists: the pairs that a judge of pairs sees instead.
+        whole: whether the SPCT paper shows its lists whole to a GRM, too.
         finish: credits that depend on the other outcomes.
         ranks: whether `finish` has single responses earn by rank (`benchmarks.ranks`), so that credits are not
             independent.
@@ -160,11 +163,14 @@ class Benchmark:
     rule: Rule
     hub: tuple[tuple[str, str | None, str], ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
+    complete: bool = False
     credit: Callable[[Outcome], float | None] = best_credit
     chance: Callable[[Target], float] = best_chance
     subset: Callable[[Item], str] = lambda item: str(item.source.get("subset", "all"))
     read: Read | None = None
     pairs: Callable[[Item], list[Item]] | None = None
+    whole: bool = False
     finish: Callable[[Sequence[Outcome]], list[Outcome]] = list
     ranks: bool = False
 
@@ -184,9 +190,16 @@ class Benchmark:
         """Overall and metrics by the benchmark's rule."""
         return self.rule(outcomes, valid_only)
 
-    def missing_rows(self, counts: Mapping[str, int]) -> int:
-        """How many of the published items are not there; extra ones do not make up for them."""
-        return sum(max(0, size - counts.get(subset, 0)) for subset, size in self.sizes.items())
+    def partial(self, counts: Mapping[str, int], rows: int) -> bool | None:
+        """Whether published items are not there; None where it is not known how many there are.
+
+        Args:
+            counts: items by subset, lists whole. Extra ones in one subset do not make up for those of another.
+            rows: usable rows.
+        """
+        if any(counts.get(subset, 0) < size for subset, size in self.sizes.items()) or rows < self.rows:
+            return True
+        return False if self.sizes or self.rows or self.complete else None
 
 
 def score(

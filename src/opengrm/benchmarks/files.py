@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from opengrm.benchmarks.base import Benchmark, convert_rows, data_files
@@ -14,7 +14,12 @@ HUB = "hub"
 
 
 def load(
-    benchmark: Benchmark, data: str, on_bad: OnBad | None = None, *, as_pairs: bool = False
+    benchmark: Benchmark,
+    data: str,
+    on_bad: OnBad | None = None,
+    *,
+    as_pairs: bool = False,
+    on_row: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, Item]]:
     """The benchmark's items with the places of their rows, streamed.
 
@@ -23,6 +28,7 @@ def load(
         data: a file, a folder (all its data files, or those of its folder named like the benchmark), or "hub".
         on_bad: called with each row that cannot be used; None raises it.
         as_pairs: whether lists are taken apart into the pairs that their rule compares.
+        on_row: called at each row, also of those that are no items.
 
     Raises:
         BadRow: a row cannot be used (only with `on_bad=None`).
@@ -30,7 +36,13 @@ def load(
         MissingExtra: "hub" without the package `datasets`.
     """
     rows = _hub_rows(benchmark) if data == HUB else _file_rows(benchmark, Path(data), on_bad)
-    for where, item in convert_rows(rows, benchmark.convert, on_bad):
+
+    def counted() -> Iterator[tuple[str, str, Row]]:
+        for row in rows:
+            on_row()
+            yield row
+
+    for where, item in convert_rows(counted(), benchmark.convert, on_bad):
         for part in benchmark.pairs(item) if as_pairs and benchmark.pairs is not None else [item]:
             yield where, part
 

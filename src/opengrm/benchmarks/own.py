@@ -61,6 +61,7 @@ BENCHMARK = Benchmark(
     version="the file's own",
     licence="the file's own",
     source="--data",
+    complete=True,
     convert=convert,
     rule=rule,
     credit=credit,

@@ -44,6 +44,7 @@ from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import ppe_human, ppe_list
 
+SIZES = {"MMLU-Pro": 512, "GPQA": 512, "IFEval": 512, "MBPP-Plus": 507, "MATH": 512}  # rows of the data sets' viewers
 DATASETS = {"mmlu": "MMLU-Pro", "gpqa": "GPQA", "ifeval": "IFEval", "mbpp": "MBPP-Plus", "math": "MATH"}
 
 
@@ -198,16 +199,18 @@ PREFERENCE = Benchmark(
     licence="prompts CC-BY-4.0; responses under their models' terms",
     source="https://github.com/lmarena/PPE (arXiv 2410.14872)",
     hub=(("lmarena-ai/PPE-Human-Preference-V1", None, "test"),),
+    rows=16_038,
     convert=preference,
     rule=preference_rule,
 )
 CORRECTNESS = Benchmark(
     name="ppe-correctness",
     title="PPE Correctness",
-    version="lmarena-ai/PPE-*-Best-of-K, split train, five data sets of about 512 prompts",
+    version="lmarena-ai/PPE-*-Best-of-K, split train, 2,555 prompts of five data sets",
     licence="as stated on each data set's card",
     source="https://github.com/lmarena/PPE (arXiv 2410.14872)",
     hub=tuple((f"lmarena-ai/PPE-{name}-Best-of-K", None, "train") for name in DATASETS.values()),
+    sizes=SIZES,
     convert=correctness,
     rule=rule,
     credit=credit,

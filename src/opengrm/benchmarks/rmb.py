@@ -9,10 +9,11 @@
 Rule (docs/benchmarks.md): a pair is right if the chosen response scores higher; a list if its best beats every loser.
 Overall: plain mean of the four parts. Ties: in `overall` a tie at the top of a list earns 1 / (number tied); `product`
 takes a list as the product over its losers of 1, 1/2 (tie) or 0, which is what judging it pair by pair gives. Without
-ties both are the same.
+ties both are the same. A list of which a pair has no verdict has none, unless another pair is lost.
 
 Traps: the git copy lacks a few pair files; rows of the same list share one prompt; the helpful and harmless parts are
-told apart by `category_path` or the file's folder.
+told apart by `category_path` or the file's folder. How many rows were published is not known here, so no run is called
+whole.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _part(credits: Sequence[tuple[Outcome, float | None]], valid_only: bool) -> 
     earned: list[tuple[Target, float | None]] = []
     for own in units.values():
         target, values = own[0][0].target, [value for _, value in own]
-        if None in values:
+        if None in values and 0 not in values:  # a lost pair decides the list
             chance = 1 / target.facts["list"] if "list" in target.facts else own[0][0].chance
             earned.append((target, None if valid_only else chance))
         else:
@@ -108,4 +109,5 @@ BENCHMARK = Benchmark(
     convert=convert,
     rule=rule,
     pairs=pairs,
+    whole=True,
 )

@@ -181,7 +181,7 @@ def _sum(tokens_IK: npt.NDArray[np.int64]) -> list[int | None]:
 
 
 def report(
-    benchmark: Benchmark, gathered: Gathered, found: Sequence[Outcome], how: Rule, partial: bool
+    benchmark: Benchmark, gathered: Gathered, found: Sequence[Outcome], how: Rule, partial: bool | None
 ) -> dict[str, Any]:
     """The benchmark's part of eval.json.
 
@@ -190,7 +190,7 @@ def report(
         gathered: the judgments.
         found: their outcomes with all samples.
         how: the vote.
-        partial: whether published items are not there.
+        partial: whether published items are not there; None where that is not known.
     """
     figures, valid = benchmark.figures(found), benchmark.figures(found, valid_only=True)
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from opengrm.cli.eval_sources import Source, checked, placed, shows_pairs
 from opengrm.cli.judge_options import (
     BaseUrl,
     Batch,
@@ -55,12 +55,10 @@ from opengrm.cli.options import (
     voting_rule,
 )
 from opengrm.cli.progress import progress
-from opengrm.errors import BadRow, UsageError
+from opengrm.errors import UsageError
 
 if TYPE_CHECKING:
-    from opengrm.benchmarks import Benchmark
     from opengrm.benchmarks.run import Gathered
-    from opengrm.cli.judges import Chosen
     from opengrm.items import Item
     from opengrm.judges.base import Judge
     from opengrm.judges.meta import MetaRM
@@ -69,31 +67,6 @@ if TYPE_CHECKING:
     from opengrm.voting.guided import Rule
 
 RUN, GIVEN = "Run", "Judgments that are there"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A benchmark, where its rows are, and which of its items take part (all where `drawn` is None)."""
-
-    benchmark: Benchmark
-    data: str
-    counts: Counter[str]
-    drawn: frozenset[str] | None
-    chosen: Chosen | None
-    as_pairs: bool
-
-    @property
-    def items(self) -> int:
-        return sum(self.counts.values()) if self.drawn is None else len(self.drawn)
-
-    @property
-    def partial(self) -> bool:
-        return self.drawn is not None or self.benchmark.missing_rows(self.counts) > 0
-
-    def read(self) -> Iterator[Item]:
-        """The items that take part; bad rows were reported before."""
-        usable = _usable(self.benchmark, self.data, self.chosen, bad_rows("skip"), self.as_pairs)
-        return (item for item in usable if self.drawn is None or item.id in self.drawn)
 
 
 def evaluate(
@@ -109,7 +82,10 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only this many items of each benchmark: a fixed draw.")
+        int | None,
+        typer.Option(
+            min=1, help="At most this many items of each benchmark: a fixed draw of whole prompts, at least one."
+        ),
     ] = None,
     ledger: Annotated[
         Path | None,
@@ -135,7 +111,7 @@ def evaluate(
         Literal["auto", "pairs", "lists"],
         typer.Option(
             help="How benchmarks of lists (PPE correctness, RMB) are shown: lists whole, or the pairs that their rules"
-            " compare. auto: pairs for judges that see responses beside one another, else lists."
+            " compare. auto: pairs for judges that see responses beside one another, else lists; RMB's whole for grm."
         ),
     ] = "auto",
     by: By = "grm",
@@ -196,10 +172,9 @@ def evaluate(
     chosen = choose_judge(by, options) if given is None else None
     plain = reduce or ("meta" if meta is not None else "sum" if chosen is None else chosen.paradigm.reduce)
     rule = voting_rule(plain, k_meta, meta_threshold, meta_weights)
-    as_pairs = form == "pairs" or (form == "auto" and chosen is not None and chosen.compares)
     sources = [
-        _checked(benchmark, place, chosen, on_bad, limit, as_pairs)
-        for benchmark, place in _placed(benchmarks, data or [])
+        checked(benchmark, place, chosen, on_bad, limit, shows_pairs(form, benchmark, chosen))
+        for benchmark, place in placed(benchmarks, data or [])
     ]
     output.mkdir(parents=True, exist_ok=True)
     if chosen is None:
@@ -219,7 +194,7 @@ def evaluate(
     about = {
         "judge": by, "model": model, "template": template, "k": k, "temperature": temperature, "top_p": top_p,
         "max_tokens": max_tokens, "orders": orders, "reduce": rule_name(rule), "meta": meta, "engine": engine,
-        "form": "pairs" if as_pairs else "lists", "limit": limit,
+        "form": form, "limit": limit,
     }  # fmt: skip
     place = ledger or output / LEDGER
     run = _Run(output, name or f"{by} {model}", about | {"ledger": _named(place, output)})
@@ -247,76 +222,7 @@ def _named(ledger: Path, output: Path) -> str:
     return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else str(whole)
 
 
-def _placed(names: str, data: list[str]) -> list[tuple[Benchmark, str]]:
-    """The benchmarks asked for, each with where its rows are. Raises UsageError."""
-    from opengrm.benchmarks import BENCHMARKS
-    from opengrm.benchmarks.files import HUB, own_folder
-
-    own = {name: path for name, equals, path in (entry.partition("=") for entry in data) if equals}
-    common = [entry for entry in data if "=" not in entry]
-    if unknown := sorted(own.keys() - BENCHMARKS.keys()):
-        raise UsageError(f"--data {unknown[0]}=...: no such benchmark; known are {', '.join(BENCHMARKS)}")
-    if len(common) > 1:
-        raise UsageError("--data: give one place for all, and NAME=PATH for others")
-    wanted = [name.strip() for name in names.split(",")]
-    if wanted == ["all"]:
-        everywhere = not common or common[0] == HUB
-        wanted = [
-            name
-            for name, benchmark in BENCHMARKS.items()
-            if name in own
-            or (benchmark.hub if everywhere else own_folder(benchmark, Path(common[0])) != Path(common[0]))
-        ]
-        if not wanted:
-            raise UsageError(f"--data {common[0]}: holds no folder named like a benchmark ({', '.join(BENCHMARKS)})")
-    if unknown := [name for name in wanted if name not in BENCHMARKS]:
-        raise UsageError(f"{unknown[0]!r} is no benchmark; known are {', '.join(BENCHMARKS)}")
-    for benchmark_name in wanted:
-        if benchmark_name not in own and not common:
-            raise UsageError(f'{benchmark_name}: give --data, a file or folder or "hub"')
-    return [(BENCHMARKS[name], own.get(name) or common[0]) for name in dict.fromkeys(wanted)]
-
-
-def _checked(
-    benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Bad, limit: int | None, as_pairs: bool
-) -> _Source:
-    """Every row read once, before a model is loaded: what is bad, how many items there are, and which are drawn."""
-    import hashlib
-
-    skipped = bad_rows(on_bad)
-    counts: Counter[str] = Counter()
-    places: list[tuple[bytes, bytes, str]] = []
-    for item in _usable(benchmark, data, chosen, skipped, as_pairs):
-        counts[benchmark.subset(item)] += 1
-        if limit is not None:
-            group, own = (
-                hashlib.blake2b(s.encode(), digest_size=8).digest() for s in (item.cluster or item.id, item.id)
-            )
-            places.append((group, own, item.id))
-    skipped.report()
-    if not counts:
-        raise UsageError(f"{data}: no item of {benchmark.title} to judge")
-    drawn = None if limit is None or limit >= len(places) else frozenset(name for *_, name in sorted(places)[:limit])
-    return _Source(benchmark, data, counts, drawn, chosen, as_pairs)
-
-
-def _usable(
-    benchmark: Benchmark, data: str, chosen: Chosen | None, on_bad: Callable[[BadRow], None], as_pairs: bool
-) -> Iterator[Item]:
-    """The benchmark's items that the judge can be shown; every other row goes to `on_bad` with its place."""
-    from opengrm.benchmarks.files import load
-
-    for where, item in load(benchmark, data, on_bad, as_pairs=as_pairs):
-        try:
-            if chosen is not None:
-                chosen.shown(item)
-        except ValueError as error:
-            on_bad(BadRow(where, f"{chosen.reads if chosen else ''}: {error}"))
-            continue
-        yield item
-
-
-def _given(source: _Source, path: Path, on_bad: Bad) -> tuple[Gathered, dict[str, Any]]:
+def _given(source: Source, path: Path, on_bad: Bad) -> tuple[Gathered, dict[str, Any]]:
     """The judgments of a file or a ledger that are of the benchmark's items, and who made them."""
     from opengrm.benchmarks.given import given_judgments
     from opengrm.benchmarks.run import gather
@@ -362,7 +268,7 @@ class _Judging:
     def __post_init__(self) -> None:
         self.seen: dict[str, Any] = {}
 
-    def gather(self, source: _Source) -> Gathered:
+    def gather(self, source: Source) -> Gathered:
         """Judge the benchmark's items."""
         from opengrm.benchmarks.run import gather
 
@@ -412,7 +318,7 @@ class _Run:
         self.started = time.monotonic()
         self.benchmarks: dict[str, Any] = {}
 
-    def add(self, source: _Source, gathered: Gathered, how: Rule) -> None:
+    def add(self, source: Source, gathered: Gathered, how: Rule) -> None:
         """Score one benchmark and write all that there is so far."""
         from opengrm.benchmarks.rewardbench_files import write_files
         from opengrm.benchmarks.run import outcomes, report
@@ -428,7 +334,10 @@ class _Run:
         if source.benchmark.name in ("rewardbench", "rewardbench-2"):
             model, judge = (str(self.settings.get(key) or "given") for key in ("model", "judge"))
             write_files(folder / "rewardbench", found, source.read(), model, judge)
-        self.benchmarks[source.benchmark.name] = report(source.benchmark, gathered, found, how, source.partial)
+        row = report(source.benchmark, gathered, found, how, source.partial)
+        if source.benchmark.pairs is not None:
+            row["form"] = "pairs" if source.as_pairs else "lists"
+        self.benchmarks[source.benchmark.name] = row
         self.write()
 
     def write(self) -> None:
@@ -441,7 +350,9 @@ class _Run:
             "name": self.name, "command": results.command_line(), "commit": results.commit(),
             "versions": results.versions(), "machine": results.machine(), "settings": self.settings,
             "seconds": time.monotonic() - self.started,
-            "paper_overall": paper_overall({name: found["overall"] for name, found in self.benchmarks.items()}),
+            "paper_overall": paper_overall(
+                {name: row["overall"] if row["partial"] is False else None for name, row in self.benchmarks.items()}
+            ),
             "benchmarks": self.benchmarks,
         }  # fmt: skip
         part = self.folder / f".{RESULT}.part"
@@ -461,7 +372,7 @@ class _Run:
             return
         rows = [
             {
-                "benchmark": name + (" (partial)" if found["partial"] else ""),
+                "benchmark": name + ({True: " (partial)", None: " (perhaps partial)"}.get(found["partial"], "")),
                 "overall": _percent(found["overall"]),
                 "valid only": _percent(found["overall_valid"]),
                 "items": f"{found['items']:,}",

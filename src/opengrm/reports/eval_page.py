@@ -88,11 +88,14 @@ def _leaderboard(runs: Runs, names: Sequence[str]) -> Html:
     """One run: a benchmark a line. Several: a run a line, the best mean first."""
     if not names:
         return section("Results", str(small("No benchmark has been judged yet.")))
-    partial = [name for name in names if any(_figures(run, name).get("partial") for run in runs)]
+    partial = [name for name in names if any(_figures(run, name).get("partial") is True for run in runs)]
+    unknown = [name for name in names if any(_figures(run, name).get("partial", False) is None for run in runs)]
     note = "95 % intervals, clustered by prompt where items share one. An item without a verdict counts at chance."
     note += " Seconds of an item are the sum over its judgments, also where several were made at once."
     if partial:
         note += f" * not all published rows were there ({', '.join(partial)}): not comparable with published figures."
+    if unknown:
+        note += f" Whether all published rows were there is not known of {', '.join(unknown)}."
     starred = [f"{name} *" if name in partial else name for name in names]
     if len(runs) == 1:
         lines = [_result_line(shown, _figures(runs[0], name)) for shown, name in zip(starred, names, strict=True)]
