@@ -264,6 +264,16 @@ def test_realmistake_auc_and_credit() -> None:
     assert score(benchmark, targets[:2], scores).overall is None
 
 
+def test_equal_responses_count_for_the_one_that_was_labelled(tmp_path: Path) -> None:
+    """Which place the label names matters to a judge that prefers a place, even where the texts are the same."""
+    rows = [{"input": "q", "output_1": "7", "output_2": "7", "label": label} for label in (1, 2)]
+    targets = [
+        targets_of("llmbar", write(tmp_path / f"{i}" / "Natural.jsonl", [row]))[1][0] for i, row in enumerate(rows)
+    ]
+    assert [target.label for target in targets] == [0, 1]
+    assert BENCHMARKS["llmbar"].outcome(targets[1], (1, 2)).credit == 1
+
+
 def test_llmbar_overall_is_the_mean_of_sets() -> None:
     targets = [
         Target("a", "Natural", 2, label=1),

@@ -111,6 +111,15 @@ def test_responses_are_found_too() -> None:
     assert how(held_out, user("A", answer)) == [("prompt", "prompt", True, 1.0)]
 
 
+def test_a_prompt_at_two_places_is_trained_on_once() -> None:
+    """Two held-out rows of one prompt, whose two responses two training rows copy."""
+    first, second = " ".join(W[:20]), " ".join(W[20:40])
+    held_out = HeldOut([user("Write.", first, where="h:1"), user("Write.", second, where="h:2")])
+    found = held_out.check([user("Other.", first), user("Another.", second), user("Third.", second)])
+    assert [match.held_out for match in found.matches] == ["h:1", "h:2", "h:2"]
+    assert (found.overlapping, found.pairs, found.met, found.held_out) == (3, 3, 1, 1)
+
+
 def test_what_many_prompts_got_as_a_response_is_no_overlap() -> None:
     refusal = "I am sorry, but I can not help with that: it would not be safe for anyone."
     few = HeldOut([user(f"q{i}", refusal) for i in range(COMMON)])

@@ -209,13 +209,14 @@ def test_plain_texts_part_at_the_beginning_of_a_word() -> None:
 
 
 def test_equal_responses_have_no_label() -> None:
-    for row in (
-        {**PLAIN, "rejected": "7"},
-        {**PAIRS["LLMBar"], "output_2": "7"},
-        {**PAIRS["RMB"], "reject": answer("7")},
+    for row, best in (
+        ({**PLAIN, "rejected": "7"}, 0),
+        ({**PAIRS["LLMBar"], "output_2": "7"}, 0),
+        ({**PAIRS["LLMBar"], "output_2": "7", "label": 2}, 1),
+        ({**PAIRS["RMB"], "reject": answer("7")}, 0),
     ):
         item = one(row)
-        assert item.best is None
+        assert (item.best, item.source["unlabelled_best"]) == (None, best)
         assert item.source["unlabelled"] == "the best response equals another"
 
 

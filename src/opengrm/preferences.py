@@ -134,8 +134,8 @@ def item_of(
         rest.pop("principles")
     kept.update({key: value for key, value in rest.items() if key in OWN_KEYS and value is not None})
     if best is not None and list(responses).count(responses[best]) > 1:
+        kept["unlabelled"], kept["unlabelled_best"] = "the best response equals another", best
         best = None
-        kept["unlabelled"] = "the best response equals another"
     return Item(
         prompt=prompt,
         responses=tuple(responses),

@@ -178,7 +178,8 @@ class Benchmark:
         """What the rule needs of the item."""
         label = label_of(item)
         if label is None and "unlabelled" in item.source:
-            label = 0.0  # the right response equals another: the published rules count the pair, as a tie
+            # The right response equals another: the published rules count the pair.
+            label = float(item.source.get("unlabelled_best", 0))
         return Target(item.id, self.subset(item), item.n, label, item.rewards, item.cluster, item.source)
 
     def outcome(self, target: Target, scores: Scores | None, **known: Any) -> Outcome:

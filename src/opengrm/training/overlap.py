@@ -169,6 +169,10 @@ class HeldOut:
 
     def matches(self, row: Exchange) -> list[Match]:
         """The held-out prompts that a training row overlaps, at most one match for each, the strongest first."""
+        return [match for _, match in self._matches(row)]
+
+    def _matches(self, row: Exchange) -> list[tuple[int, Match]]:
+        """`matches`, each with the number of its prompt, whose responses can stand at several places."""
         found: dict[int, tuple[bool, float, int, int]] = {}  # by prompt: equal, share, text, part of the row
 
         def note(equal: bool, share: float, text: int, part: int) -> None:
@@ -186,24 +190,28 @@ class HeldOut:
                 note(True, 1.0, first, number)
         for share, text, part in self._near(row):
             note(False, share, text, part)
-        ranked = sorted(found.values(), key=lambda m: (not m[0], -m[1], m[2]))
+        ranked = sorted(found.items(), key=lambda m: (not m[1][0], -m[1][1], m[1][2]))
         return [
-            Match(row.where, _named(part), self._where[text], _named(self._part[text]), equal, round(share, 4))
-            for equal, share, text, part in ranked
+            (
+                group,
+                Match(row.where, _named(part), self._where[text], _named(self._part[text]), equal, round(share, 4)),
+            )
+            for group, (equal, share, text, part) in ranked
         ]
 
     def check(self, rows: Iterable[Exchange]) -> Overlap:
         """Look at what is trained on, once, as a stream."""
         looked_at = overlapping = equal = pairs = 0
         kept: list[Match] = []
-        met: set[str] = set()
+        met: set[int] = set()
         for row in rows:
             looked_at += 1
-            found = self.matches(row)
+            numbered = self._matches(row)
+            found = [match for _, match in numbered]
             overlapping += bool(found)
             equal += any(match.equal for match in found)
             pairs += len(found)
-            met.update(match.held_out for match in found)
+            met.update(prompt for prompt, _ in numbered)
             kept += found[: SHOWN - len(kept)]
         return Overlap(
             looked_at, overlapping, equal, self.count, len(met), self.short, self.shared, pairs, tuple(kept)
