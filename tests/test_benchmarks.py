@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from opengrm.benchmarks.rewardbench import SECTIONS, SIZES
 from opengrm.benchmarks.rewardbench_files import write_files
 from opengrm.benchmarks.rm_bench import levels, matrix
 from opengrm.benchmarks.run import gather, outcomes, report
-from opengrm.errors import BadRow, UsageError
+from opengrm.errors import BadRow, OpenGRMError, UsageError
 from opengrm.items import Item
 from opengrm.judgments import Judgment
 
@@ -272,6 +273,27 @@ def test_equal_responses_count_for_the_one_that_was_labelled(tmp_path: Path) -> 
     ]
     assert [target.label for target in targets] == [0, 1]
     assert BENCHMARKS["llmbar"].outcome(targets[1], (1, 2)).credit == 1
+
+
+def test_realmistakes_archive_is_read_as_other_rows_are(tmp_path: Path) -> None:
+    good = json.dumps({"input": "q", "llm_response": "r", "error_label": "error", "metadata": {"id": "i"}}).encode()
+    bad = [b'{"input": "\xff"}', b'{"input": NaN}', b'{"input": ' + b"[" * 100_000, b"[1]"]
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data/task/gpt.jsonl", b"\xef\xbb\xbf" + good + b"\n\n" + b"\n".join(bad))
+        archive.writestr("data/task/example.jsonl", good)
+    told: list[str] = []
+    found = list(load(BENCHMARKS["realmistake"], str(path), lambda row: told.append(str(row))))
+    assert [(where, item.id) for where, item in found] == [(f"{path}/data/task/gpt.jsonl:1", "all/i")]
+    said = ("not UTF-8: byte 0xff", "NaN is no JSON number", "nested deeper than 64 levels", "expected a JSON object")
+    for line, text, words in zip(range(3, 7), told, said, strict=True):
+        assert text.startswith(f"{path}/data/task/gpt.jsonl:{line}: ")
+        assert words in text
+    with pytest.raises(BadRow, match=r"gpt\.jsonl:3: not UTF-8"):
+        list(load(BENCHMARKS["realmistake"], str(path)))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(OpenGRMError, match=r"data\.zip: cannot be read"):
+        list(load(BENCHMARKS["realmistake"], str(path)))
 
 
 def test_llmbar_overall_is_the_mean_of_sets() -> None:

@@ -72,6 +72,10 @@ def read_rows(path: str | Path, on_bad: OnBad | None = None, *, name: str | None
         raise OpenGRMError(f"{name}: no rows")
 
 
+def _raised(row: BadRow) -> NoReturn:
+    raise row
+
+
 def bare_name(path: Path) -> str:
     """The file's name without those of its endings that say how rows are stored."""
     name = path.name
@@ -104,26 +108,40 @@ def _reader(path: Path) -> Callable[[Path, str, OnBad], Iterator[tuple[str, Row]
 
 def _lines(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:
     with _opened(path) as file:
-        number = 0
-        while line := file.readline(MAX_LINE + 1):
-            number += 1
-            where = f"{name}:{number}"
-            if len(line) > MAX_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                report(BadRow(where, f"the line is longer than {MAX_LINE // 2**20} MiB"))
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            line = line.rstrip()
-            if not line:
-                continue
-            try:
-                row = _object(_loads(line), checked=_suspicious(line))
-            except ValueError as error:
-                report(BadRow(where, str(error)))
-                continue
-            yield where, row
+        yield from read_lines(file, name, report)
+
+
+def read_lines(file: IO[bytes], name: str, on_bad: OnBad | None = None) -> Iterator[tuple[str, Row]]:
+    """The rows of an open file of JSON Lines with their places, as `read_rows` reads them.
+
+    Args:
+        file: bytes, read to the end.
+        name: what places call it.
+        on_bad: called with each bad row, which is then left out; None raises it.
+
+    Raises:
+        BadRow: a row is not a JSON object in UTF-8 (only with `on_bad=None`).
+    """
+    report, number = on_bad or _raised, 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        where = f"{name}:{number}"
+        if len(line) > MAX_LINE and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+                pass
+            report(BadRow(where, f"the line is longer than {MAX_LINE // 2**20} MiB"))
+            continue
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.rstrip()
+        if not line:
+            continue
+        try:
+            row = _object(_loads(line), checked=_suspicious(line))
+        except ValueError as error:
+            report(BadRow(where, str(error)))
+            continue
+        yield where, row
 
 
 def _array(path: Path, name: str, report: OnBad) -> Iterator[tuple[str, Row]]:

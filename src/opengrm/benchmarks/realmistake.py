@@ -15,9 +15,8 @@ there for an AUC.
 
 from __future__ import annotations
 
-import io
-import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +24,9 @@ from typing import Any
 
 from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset, mean_of
 from opengrm.benchmarks.ranks import auc, finish
-from opengrm.errors import BadRow, OpenGRMError
+from opengrm.errors import OpenGRMError
 from opengrm.items import Item
-from opengrm.jsonl import OnBad, Row, read_rows
+from opengrm.jsonl import OnBad, Row, read_lines, read_rows
 from opengrm.rows import realmistake
 
 PASSWORD = b"open-realmistake"
@@ -47,26 +46,10 @@ def read(path: Path, on_bad: OnBad | None) -> Iterator[tuple[str, str, Row]]:
                 if not member.endswith(".jsonl") or Path(member).name in ("example.jsonl", "sample.jsonl"):
                     continue
                 with archive.open(member, pwd=PASSWORD) as raw:
-                    for number, line in enumerate(io.TextIOWrapper(raw, encoding="utf-8"), start=1):
-                        where = f"{path}/{member}:{number}"
-                        if line.strip():
-                            yield from _row(where, member, line, on_bad)
-    except (zipfile.BadZipFile, RuntimeError, OSError) as error:
+                    for where, row in read_lines(raw, f"{path}/{member}", on_bad):
+                        yield where, member, row
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
         raise OpenGRMError(f"{path}: cannot be read: {error}") from error
-
-
-def _row(where: str, member: str, line: str, on_bad: OnBad | None) -> Iterator[tuple[str, str, Row]]:
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError("expected a JSON object")
-    except ValueError as error:
-        bad = BadRow(where, f"not JSON: {error}")
-        if on_bad is None:
-            raise bad from error
-        on_bad(bad)
-        return
-    yield where, member, row
 
 
 def convert(row: Row, place: str) -> list[Item]:
