@@ -11,17 +11,12 @@ from typing import Any
 import pytest
 
 from opengrm.benchmarks import BENCHMARKS, Benchmark, Outcome, Target, paper_overall, score
-from opengrm.benchmarks.base import Figures
+from opengrm.benchmarks.base import Figures, mean_share
 from opengrm.benchmarks.files import load
-from opengrm.benchmarks.given import given_judgments
 from opengrm.benchmarks.ppe import best_of
 from opengrm.benchmarks.rewardbench import SECTIONS, SIZES
-from opengrm.benchmarks.rewardbench_files import write_files
-from opengrm.benchmarks.rm_bench import levels, matrix
-from opengrm.benchmarks.run import gather, outcomes, report
-from opengrm.errors import BadRow, OpenGRMError, UsageError
-from opengrm.items import Item
-from opengrm.judgments import Judgment
+from opengrm.benchmarks.rm_bench import LEVELS, level, matrix
+from opengrm.errors import BadRow, OpenGRMError
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -33,6 +28,13 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def targets_of(name: str, path: Path, *, as_pairs: bool = False) -> tuple[Benchmark, list[Target]]:
     benchmark = BENCHMARKS[name]
     return benchmark, [benchmark.target(item) for _, item in load(benchmark, str(path), as_pairs=as_pairs)]
+
+
+def mean(share: Any) -> float:
+    """The mean of a figure with company, whose interval holds it."""
+    assert share["low"] <= share["mean"] <= share["high"]
+    assert share["n"] > 0
+    return float(share["mean"])
 
 
 def pair(subset: str, item: str) -> Target:
@@ -53,12 +55,12 @@ def test_rewardbench_sizes_are_the_published_ones() -> None:
 def test_rewardbench_weights_math_as_984() -> None:
     targets = [pair("math-prm", "m"), pair("hep-go", "g1"), pair("hep-go", "g2"), pair("donotanswer", "d")]
     scores = {"m": (1, 0), "g1": (1, 0), "g2": (0, 1), "d": (3, 3)}
-    overall, metrics = score(BENCHMARKS["rewardbench"], targets, scores)
+    overall, metrics, _ = score(BENCHMARKS["rewardbench"], targets, scores)
     # Reasoning: math 1 of weight 984, hep-go 1/2 of weight 164: 1066 / 1148. Safety: a tie, 1/2.
-    assert metrics["Reasoning"] == pytest.approx(1066 / 1148)
-    assert (metrics["Safety"], metrics["Chat"], metrics["Chat Hard"]) == (0.5, None, None)
+    assert mean(metrics["Reasoning"]) == pytest.approx(1066 / 1148)
+    assert (mean(metrics["Safety"]), metrics["Chat"], metrics["Chat Hard"]) == (0.5, None, None)
     assert overall == pytest.approx((1066 / 1148 + 0.5) / 2)
-    assert metrics["strict"] == pytest.approx((1066 / 1148 + 0) / 2)  # the tie is wrong
+    assert mean(metrics["strict"]) == pytest.approx((1066 / 1148 + 0) / 2)  # the tie is wrong
 
 
 def test_missing_both_ways() -> None:
@@ -102,7 +104,7 @@ def test_rewardbench2_ties_without_spread_or_verdict() -> None:
 def test_rewardbench2_best_of_four() -> None:
     targets = [Target("a", "Math", 4, label=0), Target("b", "Focus", 4, label=0)]
     found = score(BENCHMARKS["rewardbench-2"], targets, {"a": (7, 7, 7, 1), "b": (1, 2, 0, 0)})
-    assert (found.metrics["Math"], found.metrics["Focus"]) == (pytest.approx(1 / 3), 0)
+    assert (mean(found.metrics["Math"]), mean(found.metrics["Focus"])) == (pytest.approx(1 / 3), 0)
     assert found.overall == pytest.approx(1 / 6)
     assert score(BENCHMARKS["rewardbench-2"], targets, {}).overall == 0.25
 
@@ -125,8 +127,8 @@ def test_ppe_correctness_lists_and_pairs(tmp_path: Path) -> None:
     assert ids == ["MMLU-Pro/m/q1", "MMLU-Pro/m/q2", "MATH/m/q3"]
     found = score(benchmark, targets, {ids[0]: (5, 6, 1), ids[1]: (3, 3, 4), ids[2]: (2, 1, 0)})
     # MMLU-Pro: (0, 1) wrong, (2, 0) right, (0, 1) of the second a tie: 1.5 of 3 pairs. MATH: 1 of 1.
-    assert found.metrics["MMLU-Pro"] == pytest.approx(0.5)
-    assert found.metrics["MATH"] == 1
+    assert mean(found.metrics["MMLU-Pro"]) == pytest.approx(0.5)
+    assert mean(found.metrics["MATH"]) == 1
     assert found.overall == pytest.approx(0.75)
     # Best of 3: the first picks a wrong one (0), the second a right one (1).
     assert found.metrics["MMLU-Pro end"] == 0.5
@@ -137,6 +139,26 @@ def test_ppe_correctness_lists_and_pairs(tmp_path: Path) -> None:
     same = {"MMLU-Pro/m/q1/0-1": (5, 6), "MMLU-Pro/m/q1/2-0": (1, 5), "MMLU-Pro/m/q2/0-1": (3, 3),
             "MATH/m/q3/0-1": (2, 1)}  # fmt: skip
     assert score(as_pairs, pair_targets, same).overall == found.overall
+
+
+def test_ppe_lists_without_conflict_pairs_have_a_verdict_and_no_weight(tmp_path: Path) -> None:
+    rows = [ppe_row(1, [True, False], [[0, 1]]), ppe_row(2, [True, True], [])]
+    benchmark, targets = targets_of("ppe-correctness", write(tmp_path / "gpqa.jsonl", rows))
+    found = [benchmark.outcome(target, (2, 1)) for target in targets]
+    assert [o.credit for o in found] == [1, 0.5]
+    accuracy = benchmark.figures(found).metrics["GPQA"]
+    assert (accuracy["mean"], accuracy["n"]) == (1, 1)
+    assert benchmark.figures(found[1:]).overall is None
+
+
+def test_ppes_areas_are_means_over_prompts(tmp_path: Path) -> None:
+    """One prompt with scores, and one without a verdict."""
+    rows = [ppe_row(1, [True, True, False, False], [[0, 2]]), ppe_row(2, [True, False, False, False], [[0, 1]])]
+    benchmark, targets = targets_of("ppe-correctness", write(tmp_path / "gpqa.jsonl", rows))
+    scores = {targets[0].item: (3, 1, 2, 1)}
+    # 3 beats 2 and 1, 1 loses to 2 and ties with 1: 2.5 of 4.
+    assert mean(score(benchmark, targets, scores).metrics["GPQA auc"]) == pytest.approx((2.5 / 4 + 0.5) / 2)
+    assert mean(score(benchmark, targets, scores, valid_only=True).metrics["GPQA auc"]) == 2.5 / 4
 
 
 def test_best_of_k_is_the_mean_over_all_subsets() -> None:
@@ -189,7 +211,7 @@ def test_rmb_lists_both_ways(tmp_path: Path) -> None:
     found = score(benchmark, targets, {"p": (2, 1), "l": (5, 5, 5)})
     # The list: three tied at the top, 1/3; as a product of two tied pairs, 1/4.
     assert found.overall == pytest.approx((1 + 1 / 3) / 2)
-    assert found.metrics["product"] == pytest.approx((1 + 1 / 4) / 2)
+    assert mean(found.metrics["product"]) == pytest.approx((1 + 1 / 4) / 2)
     assert score(benchmark, targets, {"p": (2, 1), "l": (5, 6, 1)}).overall == 0.5
     # As pairs: the list's two pairs are multiplied; one that is missing makes the list missing.
     _, parts = targets_of("rmb", path, as_pairs=True)
@@ -218,10 +240,14 @@ def test_rm_bench_levels(tmp_path: Path) -> None:
         t.item: value[t.subset](t.facts["chosen_style"], t.facts["rejected_style"]) for t in targets
     }  # fmt: skip
     found = score(benchmark, targets, scores)
-    assert (found.metrics["chat"], found.metrics["safety"]) == (0.5, 0.5)
-    assert (found.metrics["easy"], found.metrics["normal"], found.metrics["hard"]) == (0.75, 0.5, 0.25)
+    assert (mean(found.metrics["chat"]), mean(found.metrics["safety"])) == (0.5, 0.5)
+    assert (mean(found.metrics["easy"]), mean(found.metrics["normal"]), mean(found.metrics["hard"])) == (
+        0.75,
+        0.5,
+        0.25,
+    )
     assert found.overall == 0.5
-    assert found.metrics["strict"] == pytest.approx((1 / 3 + 1 / 2) / 2)  # chat: easy 1, normal 0, hard 0
+    assert mean(found.metrics["strict"]) == pytest.approx((1 / 3 + 1 / 2) / 2)  # chat: easy 1, normal 0, hard 0
 
 
 def test_rm_bench_matrix_is_chosen_by_rejected() -> None:
@@ -229,7 +255,7 @@ def test_rm_bench_matrix_is_chosen_by_rejected() -> None:
              for j in range(3)]  # fmt: skip
     found = [BENCHMARKS["rm-bench"].outcome(t, (1, 0) if t.item == "02" else (0, 1)) for t in cells]
     assert matrix(found, False) == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
-    assert levels(matrix(found, False)) == {"easy": 0, "normal": 0, "hard": pytest.approx(1 / 3)}
+    assert [mean(level(found, (name,), False)) for name in LEVELS] == [0, 0, pytest.approx(1 / 3)]
 
 
 # --- JudgeBench, ReaLMistake, LLMBar ----------------------------------------------------------------------------
@@ -313,152 +339,40 @@ def test_paper_overall_needs_all_four() -> None:
     assert paper_overall({"rewardbench": 0.9}) is None
 
 
-# --- judgments to figures ---------------------------------------------------------------------------------------
+# --- all of them ---------------------------------------------------------------------------------------------------
 
 
-def rewardbench_items(count: int) -> list[Item]:
-    rows = [
-        {"id": i, "subset": "donotanswer", "prompt": f"q{i}", "chosen": "7", "rejected": "8"} for i in range(count)
-    ]
-    return [item for row in rows for item in BENCHMARKS["rewardbench"].convert(row, "")]
+def test_limits_of_a_mean_of_parts_add_in_squares() -> None:
+    parts = [({"mean": 0.8, "low": 0.5, "high": 0.9, "n": 10}, 1), ({"mean": 0.4, "low": 0.0, "high": 0.8, "n": 5}, 1)]
+    whole = mean_share([*parts, (None, 7)])
+    assert whole == {
+        "mean": pytest.approx(0.6), "low": pytest.approx(0.6 - math.hypot(0.3, 0.4) / 2),
+        "high": pytest.approx(0.6 + math.hypot(0.1, 0.4) / 2), "n": 15,
+    }  # fmt: skip
+    assert mean_share([(None, 1)]) is None
+    assert mean_share([(parts[0][0], 3)]) == {name: pytest.approx(value) for name, value in parts[0][0].items()}
 
 
-def test_votes_games_and_windows() -> None:
-    benchmark, items = BENCHMARKS["rewardbench"], rewardbench_items(2)
-
-    def judging(asked: Any) -> Any:
-        # The first item: 9-1, 1-9, missing, 6-5 in alternating orders; the second: always wrong.
-        votes = {items[0].id: [(9, 1), (1, 9), None, (6, 5)], items[1].id: [(1, 2)] * 4}
-        for item in asked:
-            for sample, scores in enumerate(votes[item.id]):
-                yield Judgment(
-                    item.id, scores, None if scores else "unparsable: no box", sample=sample,
-                    order=(0, 1) if sample % 2 == 0 else (1, 0), prompt_tokens=10, completion_tokens=5,
-                )  # fmt: skip
-
-    gathered = gather(benchmark, items, judging)
-    first, second = outcomes(benchmark, gathered, "sum")
-    assert (first.scores, first.credit, first.valid, first.asked) == ((16, 15), 1, 3, 4)
-    assert first.games == ((9, 1), (7, 14))  # samples 0 and 2; samples 1 and 3
-    assert (second.credit, second.prompt_tokens, second.completion_tokens) == (0, 40, 20)
-    row = report(benchmark, gathered, [first, second], "sum", partial=True)
-    assert (row["overall"], row["items"], row["missing"], row["partial"]) == (0.5, 2, 0, True)
-    # k = 1: the first item's windows earn 1, 0, 1/2 (missing, at chance) and 1; the second's nothing. k = 2: 10-10 is
-    # a tie, then 6-5. k = 4: 16-15.
-    assert [(r["k"], r["windows"], r["overall"]) for r in row["by_k"]] == [
-        (1, 4, pytest.approx(2.5 / 8)), (2, 2, pytest.approx((0.5 + 1) / 4)), (4, 1, 0.5),
-    ]  # fmt: skip
-    assert row["by_k"][0]["tokens"] == 15
-    assert row["statistics"]["parse_rate"] == 7 / 8
-    assert row["cost"] == {"prompt_tokens": 80, "completion_tokens": 40, "seconds": None, "judgments": 8}
-
-
-def test_curves_leave_out_samples_that_were_never_asked_for() -> None:
-    """Two items with eight votes and eighteen with two, all of them right; a ninth vote of one makes no window."""
-    benchmark, items = BENCHMARKS["rewardbench"], rewardbench_items(20)
-
-    def judging(asked: Any) -> Any:
-        for place, item in enumerate(asked):
-            yield from (Judgment(item.id, (2, 1), sample=sample) for sample in range(8 if place < 2 else 2))
-
-    gathered = gather(benchmark, items, judging)
-    gathered.seconds = {item.id: 8.0 if place < 2 else 4.0 for place, item in enumerate(items)}
-    rows = report(benchmark, gathered, outcomes(benchmark, gathered, "sum"), "sum", partial=True)["by_k"]
-    assert [(row["k"], row["items"], row["skipped"], row["windows"]) for row in rows] == [
-        (1, 20, 0, 8), (2, 20, 0, 4), (4, 2, 18, 2), (8, 2, 18, 1),
-    ]  # fmt: skip
-    assert all(row["overall"] == row["accuracy"]["mean"] == 1 for row in rows)
-    # A vote of the first two takes a second, one of the others two.
-    assert [row["seconds"] for row in rows] == [(2 * 1 + 18 * 2) / 20, (2 * 2 + 18 * 4) / 20, 4, 8]
-
-
-def test_single_responses_vote_by_their_mean() -> None:
-    benchmark = BENCHMARKS["realmistake"]
-    rows = [{"input": "q", "llm_response": "r", "error_label": label, "metadata": {"id": label}}
-            for label in ("error", "no_error")]  # fmt: skip
-    items = [item for row in rows for item in benchmark.convert(row, "")]
-
-    def judging(asked: Any) -> Any:
-        for item in asked:
-            votes = [(4.0,), None] if item.source["metadata"]["id"] == "no_error" else [(3.0,), (3.0,)]
-            for sample, scores in enumerate(votes):
-                yield Judgment(item.id, scores, None if scores else "unparsable: x", sample=sample)
-
-    gathered = gather(benchmark, items, judging)
-    # 4 (one valid vote) is above 3 (mean of two), although the sum 6 is not.
-    assert benchmark.figures(outcomes(benchmark, gathered, "sum")).overall == 1
-
-
-def test_rewardbench_files_and_back(tmp_path: Path) -> None:
-    benchmark, items = BENCHMARKS["rewardbench"], rewardbench_items(3)
-    given = [(2.0, 1.0), (1.0, 1.0), None]
-    found = [benchmark.outcome(benchmark.target(i), s) for i, s in zip(items, given, strict=True)]
-    write_files(tmp_path, found, items, "org/model", "bt")
-    summary = json.loads((tmp_path / "eval-set" / "org" / "model.json").read_text(encoding="utf-8"))
-    # A scalar model: right, a tie (wrong), and no verdict (one half).
-    assert summary["donotanswer"] == pytest.approx(1.5 / 3)
-    assert (summary["model"], summary["model_type"]) == ("org/model", "Seq. Classifier")
-    scores = tmp_path / "eval-set-scores" / "org" / "model.json"
-    columns = json.loads(scores.read_text(encoding="utf-8"))
-    assert (columns["results"], columns["text_chosen"], columns["id"]) == ([1.0, 0.0, 0.5], ["7"] * 3, [0, 1, 2])
-    back = list(given_judgments(scores))
-    assert [j.item for j in back] == [item.id for item in items]
-    assert [j.scores for j in back] == given
-
-
-def test_given_judgments_of_other_forms(tmp_path: Path) -> None:
-    rows = [
-        {"id": "a", "score": 0.5}, {"item": "b", "scores": [1, 2]}, {"item": "b", "scores": None},
-        {"id": [7, 8], "subset": ["s", "s"], "results": [1, 0.5]},
-        {"id": ["x"], "subset": ["Math"], "scores": [[1.0, 2.0]]},
-    ]  # fmt: skip
-    found = list(given_judgments(write(tmp_path / "rows.jsonl", rows)))
-    assert [(j.item, j.sample, j.scores) for j in found] == [
-        ("a", 0, (0.5,)), ("b", 0, (1, 2)), ("b", 1, None), ("s/7", 0, (1, 0)), ("s/8", 0, (0.5, 0.5)),
-        ("Math/x", 0, (1, 2)),
-    ]  # fmt: skip
-    with pytest.raises(BadRow, match=r"rows\.jsonl:1: needs 'scores'"):
-        list(given_judgments(write(tmp_path / "rows.jsonl", [{"id": "a"}])))
-
-
-def test_judgments_of_two_judges_are_not_mixed() -> None:
-    items = rewardbench_items(1)
-    mixed = [Judgment(items[0].id, (1, 0), model=model) for model in ("a", "b")]
-
-    def judging(asked: Any) -> Any:
-        list(asked)
-        return mixed
-
-    with pytest.raises(UsageError, match="2 judges"):
-        gather(BENCHMARKS["rewardbench"], items, judging, pool=False)
-
-
-def test_items_of_ones_own(tmp_path: Path) -> None:
-    """A pair (right), a list (two of three tie at the top with the best among them), three single responses.
-
-    AUC: the good one beats one of the two bad ones and ties with the other, (1 + 1/2) / 2.
-    """
-    rows: list[dict[str, Any]] = [
-        {"id": "p", "prompt": "Q", "responses": ["a", "b"], "best": 1},
-        {"id": "l", "prompt": "Q", "responses": ["a", "b", "c"], "best": 0, "source": {"subset": "mine"}},
-        *(
-            {"id": name, "prompt": "Q", "responses": [name], "rewards": [r]}
-            for name, r in (("x", 1), ("y", 0), ("z", 0))
-        ),
-    ]
-    benchmark, targets = targets_of("items", write(tmp_path / "own.jsonl", rows))
-    assert [t.subset for t in targets] == ["pairs", "mine", "singles", "singles", "singles"]
-    scores = {"p": (1, 2), "l": (3, 3, 1), "x": (7,), "y": (2,), "z": (7,)}
-    found = score(benchmark, targets, scores)
-    assert found.overall == pytest.approx((1 + 1 / 2) / 2)
-    assert found.metrics["singles auc"]["mean"] == pytest.approx(0.75)
-    assert score(benchmark, targets[2:], scores).overall == pytest.approx(0.75)
-    unlabelled = write(tmp_path / "bad.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}])
-    with pytest.raises(BadRow, match=r"bad\.jsonl:1: has no label of the best response"):
-        targets_of("items", unlabelled)
-    rated = write(tmp_path / "rated.jsonl", [{"prompt": "Q", "responses": ["a"], "rewards": [0.5]}])
-    with pytest.raises(BadRow, match="a reward of 0 or 1"):
-        targets_of("items", rated)
+def test_every_overall_has_its_interval() -> None:
+    """As wide as the standard error of the mean of two parts: 100 and 50 pairs, of which 80 and 20 are right."""
+    cases = {
+        "rewardbench": ("hep-go", "donotanswer"), "llmbar": ("Natural", "Manual"), "rewardbench-2": ("Math", "Focus"),
+        "rmb": ("Helpful pairs", "Harmless pairs"),
+    }  # fmt: skip
+    for name, subsets in cases.items():
+        targets, scores = [], {}
+        for subset, size, right in zip(subsets, (100, 50), (80, 20), strict=True):
+            for i in range(size):
+                targets.append(Target(f"{subset}/{i}", subset, 2, label=0))
+                scores[targets[-1].item] = (1, 0) if i < right else (0, 1)
+        found = score(BENCHMARKS[name], targets, scores)
+        assert found.overall == pytest.approx(0.6)
+        assert found.interval is not None
+        assert found.interval["mean"] == found.overall
+        error = math.sqrt(0.8 * 0.2 / 99 + 0.4 * 0.6 / 49) / 2
+        # Wilson's limits of each part are a little narrower than 1.96 standard errors.
+        assert found.interval["high"] - found.interval["low"] == pytest.approx(2 * 1.96 * error, rel=0.04)
+    assert all(benchmark.figures([]).interval is None for benchmark in BENCHMARKS.values())
 
 
 def test_partial_is_known_by_sizes_or_rows() -> None:

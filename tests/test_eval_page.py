@@ -36,8 +36,10 @@ def interval(mean: float, half: float = 0.1) -> dict[str, float]:
 
 
 def figures(**others: Any) -> dict[str, Any]:
+    others = {"overall_interval": None, **others} if "overall" in others else others
     return {
         "version": "v1", "licence": "MIT", "partial": False, "items": 4, "missing": 1, "tied": 1, "overall": 0.625,
+        "overall_interval": interval(0.625),
         "overall_valid": 0.6667, "metrics": {"pairs": {**interval(0.625), "n": 4}, "pearson": interval(-0.25)},
         "subsets": [{"subset": "easy", "items": 3, "accuracy": interval(0.75), "accuracy_valid": interval(0.8),
                      "chance": 0.5, "ties": 1, "missing": 0}],

@@ -7,6 +7,7 @@ a blind guess would, or are left out.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -107,10 +108,18 @@ class Figures(NamedTuple):
     Attributes:
         overall: the benchmark's one number, in [0, 1]; None where nothing counts towards it.
         metrics: its other published numbers: {"mean", "low", "high", "n"}, a number, or None.
+        interval: the overall with its 95 % interval, {"mean", "low", "high"}; None where there is none.
     """
 
     overall: float | None
     metrics: dict[str, Any]
+    interval: dict[str, float] | None = None
+
+    @classmethod
+    def of(cls, whole: Mapping[str, Any] | None, metrics: dict[str, Any]) -> Figures:
+        """Figures whose overall is a share."""
+        interval = None if whole is None else {part: float(whole[part]) for part in ("mean", "low", "high")}
+        return cls(mean_of(whole), metrics, interval)
 
 
 Rule = Callable[[Sequence[Outcome], bool], Figures]
@@ -219,12 +228,32 @@ def share(outcomes: Iterable[Outcome], valid_only: bool) -> dict[str, Any] | Non
     return share_of((o.target, o.earned(valid_only)) for o in outcomes)
 
 
-def share_of(earned: Iterable[tuple[Target, float | None]]) -> dict[str, Any] | None:
-    """As `share` for any values in [0, 1]; None among them are left out."""
-    kept = [(target, value) for target, value in earned if value is not None]
-    values_I = np.array([value for _, value in kept], dtype=np.float64)
-    found = share_interval(values_I, None, clusters_of([target for target, _ in kept]))
+def share_of(
+    earned: Iterable[tuple[Target, float | None]], weigh: Callable[[Target], float] = lambda _: 1.0
+) -> dict[str, Any] | None:
+    """As `share` for any values in [0, 1]; None among them, and targets without weight, are left out."""
+    kept = [(target, value, weight) for target, value in earned if value is not None and (weight := weigh(target))]
+    values_I, weights_I = (np.array([row[i] for row in kept], dtype=np.float64) for i in (1, 2))
+    found = share_interval(values_I * weights_I, weights_I, clusters_of([target for target, *_ in kept]))
     return None if found is None else {**found._asdict(), "n": len(kept)}
+
+
+def mean_share(parts: Iterable[tuple[Mapping[str, Any] | None, float]]) -> dict[str, Any] | None:
+    """The weighted mean of independent parts that are there: {"mean", "low", "high", "n"}; None without one.
+
+    The distances of the limits from the mean add in squares, as standard errors do (se^2 = sum of w^2 se^2), so that
+    a part at 0 or 1 keeps its uneven interval (Zou and Donner, Statistics in Medicine 27, 2008, 1693-1702).
+    """
+    kept = [(part, weight) for part, weight in parts if part is not None]
+    if not kept:
+        return None
+    total = sum(weight for _, weight in kept)
+    mean = sum(weight * part["mean"] for part, weight in kept) / total
+    below, above = (
+        math.hypot(*(weight * (part["mean"] - part[limit]) for part, weight in kept)) / total
+        for limit in ("low", "high")
+    )
+    return {"mean": mean, "low": mean - below, "high": mean + above, "n": sum(part["n"] for part, _ in kept)}
 
 
 def clusters_of(targets: Sequence[Target]) -> Ints | None:
@@ -259,7 +288,7 @@ def weighted_mean(values: Iterable[tuple[float | None, float]]) -> float | None:
 
 def micro(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """The rule of many pair benchmarks: accuracy over all items, ties as half; `strict` counts them as wrong."""
-    return Figures(mean_of(share(outcomes, valid_only)), {"strict": strict(outcomes, valid_only)})
+    return Figures.of(share(outcomes, valid_only), {"strict": strict(outcomes, valid_only)})
 
 
 def strict(outcomes: Iterable[Outcome], valid_only: bool) -> dict[str, Any] | None:
@@ -309,6 +338,6 @@ def convert_rows(
 
 __all__ = [
     "Benchmark", "Figures", "Outcome", "Target", "best_chance", "best_credit", "by_subset", "clusters_of",
-    "convert_rows", "data_files", "mean_of", "micro", "plain_mean", "score", "share", "share_of", "squeezed", "strict",
-    "weighted_mean",
+    "convert_rows", "data_files", "mean_of", "mean_share", "micro", "plain_mean", "score", "share", "share_of",
+    "squeezed", "strict", "weighted_mean",
 ]  # fmt: skip

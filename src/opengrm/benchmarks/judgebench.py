@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset, mean_of, share, share_of
+from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset, share, share_of
 from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import judgebench
@@ -52,7 +52,7 @@ def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     metrics: dict[str, Any] = {name: share(own, valid_only) for name, own in by_subset(outcomes).items()}
     metrics["both"] = share_of((o.target, float(min(wins(o)) > 0)) for o in valid if len(wins(o)) == 2)
     metrics["consistent"] = share_of((o.target, float(len(set(wins(o))) == 1)) for o in valid if len(wins(o)) == 2)
-    return Figures(mean_of(share(outcomes, valid_only)), metrics)
+    return Figures.of(share(outcomes, valid_only), metrics)
 
 
 BENCHMARK = Benchmark(

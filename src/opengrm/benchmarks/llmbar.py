@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset, mean_of, plain_mean, share, squeezed
+from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset, mean_share, plain_mean, share, squeezed
 from opengrm.benchmarks.judgebench import wins
 from opengrm.items import Item
 from opengrm.jsonl import Row
@@ -42,8 +42,8 @@ def convert(row: Row, place: str) -> list[Item]:
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """Sets, overall, and the authors' figures over the two games."""
     metrics: dict[str, Any] = {name: share(own, valid_only) for name, own in by_subset(outcomes).items()}
-    overall = plain_mean(mean_of(value) for value in metrics.values())
-    return Figures(overall, {**metrics, **games(outcomes)})
+    whole = mean_share((part, 1) for part in metrics.values())
+    return Figures.of(whole, {**metrics, **games(outcomes)})
 
 
 def games(outcomes: Sequence[Outcome]) -> dict[str, float | None]:

@@ -13,9 +13,8 @@ Traps: several sets in one file weigh by their sizes. The licence is that of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, best_credit, mean_of, micro
+from opengrm.benchmarks.base import Benchmark, Figures, Outcome, best_credit, micro
 from opengrm.benchmarks.ranks import auc, finish
 from opengrm.items import Item
 from opengrm.jsonl import Row
@@ -47,12 +46,13 @@ def credit(outcome: Outcome) -> float | None:
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """Accuracy over pairs and lists; ROC-AUC of single responses beside it, or alone."""
     singles = [o for o in outcomes if o.target.n == 1]
-    ranked = [o for o in outcomes if o.target.n > 1]
-    found = micro(ranked, valid_only)
-    metrics: dict[str, Any] = dict(found.metrics) if ranked else {}
-    if singles:
-        metrics["singles auc"] = auc(singles, valid_only)
-    return Figures(found.overall if ranked or not singles else mean_of(metrics["singles auc"]), metrics)
+    found = micro([o for o in outcomes if o.target.n > 1], valid_only)
+    if not singles:
+        return found
+    area = auc(singles, valid_only)
+    if len(singles) == len(outcomes):
+        return Figures.of(area, {"singles auc": area})
+    return found._replace(metrics={**found.metrics, "singles auc": area})
 
 
 BENCHMARK = Benchmark(

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, Target, mean_of, plain_mean, share
+from opengrm.benchmarks.base import Benchmark, Figures, Outcome, Target, plain_mean, share
 from opengrm.items import Item, conversation
 from opengrm.jsonl import Row
 from opengrm.preferences import item_of, text
@@ -84,7 +84,7 @@ def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
         name: plain_mean(column)
         for name, column in zip(("precision", "recall", "f1"), zip(*rows, strict=True), strict=True)
     }
-    return Figures(mean_of(share(outcomes, valid_only)), metrics)
+    return Figures.of(share(outcomes, valid_only), metrics)
 
 
 BENCHMARK = Benchmark(

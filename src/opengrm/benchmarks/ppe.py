@@ -34,15 +34,17 @@ from opengrm.benchmarks.base import (
     Outcome,
     Target,
     by_subset,
-    mean_of,
+    mean_share,
     micro,
     plain_mean,
     share,
+    share_of,
     squeezed,
 )
 from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import ppe_human, ppe_list
+from opengrm.voting.association import roc_auc_at_chance
 
 SIZES = {"MMLU-Pro": 512, "GPQA": 512, "IFEval": 512, "MBPP-Plus": 507, "MATH": 512}  # rows of the data sets' viewers
 DATASETS = {"mmlu": "MMLU-Pro", "gpqa": "GPQA", "ifeval": "IFEval", "mbpp": "MBPP-Plus", "math": "MATH"}
@@ -110,7 +112,7 @@ def credit(outcome: Outcome) -> float | None:
         0.5 if scores[a] == scores[b] else float((scores[a] > scores[b]) == (rewards[a] > rewards[b]))
         for a, b in target.facts["conflict_pairs"]
     ]
-    return plain_mean(earned)
+    return plain_mean(earned) if earned else correctness_chance(target)  # nothing to get wrong, and no weight
 
 
 def best_of(scores: Sequence[float] | None, right: Sequence[float]) -> list[float]:
@@ -143,48 +145,45 @@ def curve_figures(outcomes: Sequence[Outcome], valid_only: bool) -> dict[str, An
     curves = [best_of(o.scores, o.target.rewards or ()) for o in lists]
     perfect = [best_of(o.target.rewards, o.target.rewards or ()) for o in lists]
     mean, best = ([sum(column) / len(lists) for column in zip(*c, strict=True)] for c in (curves, perfect))
-    areas = [_auc(o.scores, o.target.rewards or ()) for o in lists]
+    areas = share_of((o.target, _auc(o.scores, o.target.rewards or ())) for o in lists)
     return {
         "best_of_k": mean,
         "perfect_of_k": best,
         "end": mean[-1],
         "max": max(mean),
         "loss": sum((a - b) ** 2 for a, b in zip(mean, best, strict=True)) / len(mean),
-        "auc": plain_mean(areas),
+        "auc": areas,
     }
 
 
 def _auc(scores: Sequence[float] | None, rewards: Sequence[float]) -> float | None:
-    if len(set(rewards)) < 2:
-        return None
-    if scores is None:
-        return 0.5
-    high = [s for s, r in zip(scores, rewards, strict=True) if r > 0]
-    low = [s for s, r in zip(scores, rewards, strict=True) if r <= 0]
-    wins = sum(0.5 if a == b else float(a > b) for a in high for b in low)
-    return wins / (len(high) * len(low))
+    score_N = np.full(len(rewards), np.nan) if scores is None else np.asarray(scores, dtype=np.float64)
+    area = roc_auc_at_chance(score_N, np.asarray(rewards, dtype=np.float64), np.ones((1, len(rewards))))[0]
+    return None if np.isnan(area) else float(area)
 
 
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """Each data set's accuracy over its conflict pairs, their plain mean, and best-of-k figures."""
-    metrics: dict[str, Any] = {}
-    for name, own in by_subset(outcomes).items():
-        # A list counts as often as it has conflict pairs.
-        weights = [len(o.target.facts.get("conflict_pairs", ((),))) for o in own]
-        earned = [(o.earned(valid_only), w) for o, w in zip(own, weights, strict=True)]
-        kept = [(value, w) for value, w in earned if value is not None and w]
-        metrics[name] = sum(v * w for v, w in kept) / sum(w for _, w in kept) if kept else None
-    overall = plain_mean(metrics.values())
+    metrics: dict[str, Any] = {
+        name: share_of(((o.target, o.earned(valid_only)) for o in own), _conflicts)
+        for name, own in by_subset(outcomes).items()
+    }
+    whole = mean_share((part, 1) for part in metrics.values())
     for name, own in by_subset(outcomes).items():
         metrics |= {f"{name} {key}": value for key, value in curve_figures(own, valid_only).items()}
-    return Figures(overall, metrics)
+    return Figures.of(whole, metrics)
+
+
+def _conflicts(target: Target) -> int:
+    """A list counts as often as it has conflict pairs."""
+    return len(target.facts["conflict_pairs"]) if "conflict_pairs" in target.facts else 1
 
 
 def preference_rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """Accuracy over all pairs, and over those of each kind of prompt that the rows tell apart."""
-    overall, metrics = micro(outcomes, valid_only)
-    english = [o for o in outcomes if o.target.subset == "English"]
-    return Figures(overall, {**metrics, "English": mean_of(share(english, valid_only))})
+    found = micro(outcomes, valid_only)
+    english = share((o for o in outcomes if o.target.subset == "English"), valid_only)
+    return found._replace(metrics={**found.metrics, "English": english})
 
 
 def correctness_chance(target: Target) -> float:

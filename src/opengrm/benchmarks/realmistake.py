@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset, mean_of
+from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset
 from opengrm.benchmarks.ranks import auc, finish
 from opengrm.errors import OpenGRMError
 from opengrm.items import Item
@@ -99,7 +99,7 @@ def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     scores = {o.scores[0] for o in outcomes if o.scores is not None}
     if scores and scores <= {0.0, 1.0}:
         metrics |= detection(outcomes)
-    return Figures(mean_of(whole), {"auc": whole, **metrics})
+    return Figures.of(whole, {"auc": whole, **metrics})
 
 
 BENCHMARK = Benchmark(

@@ -16,7 +16,7 @@ mixed into one, whose weight is then that of both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opengrm.benchmarks.base import (
@@ -24,11 +24,9 @@ from opengrm.benchmarks.base import (
     Figures,
     Outcome,
     by_subset,
-    mean_of,
-    plain_mean,
+    mean_share,
     share,
     strict,
-    weighted_mean,
 )
 from opengrm.items import Item, conversation
 from opengrm.jsonl import Row
@@ -76,17 +74,16 @@ def convert(row: Row, place: str) -> list[Item]:
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """Sections and total, see the module's text; over the subsets that are there."""
     subsets = by_subset(outcomes)
-    accuracy = {name: mean_of(share(own, valid_only)) for name, own in subsets.items()}
-    strictly = {name: mean_of(strict(own, valid_only)) for name, own in subsets.items()}
-    metrics: dict[str, Any] = dict(sections(accuracy))
-    metrics["strict"] = plain_mean(sections(strictly).values())
-    return Figures(plain_mean(sections(accuracy).values()), metrics)
+    found = sections({name: share(own, valid_only) for name, own in subsets.items()})
+    strictly = sections({name: strict(own, valid_only) for name, own in subsets.items()})
+    total, strict_total = (mean_share((part, 1) for part in parts.values()) for parts in (found, strictly))
+    return Figures.of(total, {**found, "strict": strict_total})
 
 
-def sections(accuracy: dict[str, float | None]) -> dict[str, float | None]:
-    """Each section's weighted mean of subset accuracies; None where none of its subsets is there."""
+def sections(accuracy: Mapping[str, dict[str, Any] | None]) -> dict[str, dict[str, Any] | None]:
+    """Each section's weighted mean of subset accuracies (shares); None where none of its subsets is there."""
     return {
-        section: weighted_mean((accuracy.get(name), weight) for name, weight in weights.items())
+        section: mean_share((accuracy.get(name), weight) for name, weight in weights.items())
         for section, weights in WEIGHTS.items()
     }
 

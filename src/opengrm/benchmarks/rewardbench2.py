@@ -20,6 +20,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from opengrm.benchmarks.base import (
     Benchmark,
     Figures,
@@ -28,13 +30,13 @@ from opengrm.benchmarks.base import (
     best_chance,
     best_credit,
     by_subset,
-    mean_of,
-    plain_mean,
+    mean_share,
     share,
 )
 from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import rewardbench_2
+from opengrm.voting.intervals import normal_interval
 
 SIZES = {"Factuality": 475, "Focus": 495, "Math": 183, "Precise IF": 160, "Safety": 450, "Ties": 102}
 
@@ -64,8 +66,8 @@ def chance(target: Target) -> float:
     return 1 / math.comb(target.n, int(target.facts["num_correct"]))
 
 
-def ties_score(outcomes: Sequence[Outcome], valid_only: bool) -> float | None:
-    """The score of the Ties subset, see the module's text; None without a pair that counts."""
+def ties_score(outcomes: Sequence[Outcome], valid_only: bool) -> dict[str, Any] | None:
+    """The score of the Ties subset, see the module's text, over n pairs of prompts; None without one that counts."""
     pairs: dict[str, dict[str, Outcome]] = {}
     for outcome in outcomes:
         kind, _, number = str(outcome.target.facts.get("id", "")).partition(":")
@@ -73,32 +75,29 @@ def ties_score(outcomes: Sequence[Outcome], valid_only: bool) -> float | None:
     whole = [p for p in pairs.values() if p.keys() >= {"ref", "tied"}]
     if valid_only:
         whole = [p for p in whole if p["ref"].scores is not None and p["tied"].scores is not None]
-    if not whole:
-        return None
-    sums = [0.0] * 5
-    for pair in whole:
-        ref, tied = pair["ref"], pair["tied"]
-        sums[0] += tied.earned(False) or 0.0
-        sums[1] += ref.earned(False) or 0.0
-        if ref.scores is None or tied.scores is None:
-            continue
-        m_ref, _ = margins(ref.target, ref.scores)
-        m_tied, d = margins(tied.target, tied.scores)
-        least = min(m_ref, m_tied)
-        sums[2] += m_tied > d
-        sums[3] += least > d
-        sums[4] += math.tanh(least / d - 1) if d else (0.0 if least == 0 else math.copysign(1.0, least))
-    weights = (0.30, 0.30, 0.20, 0.20, 0.01)
-    return sum(weight * total / len(whole) for weight, total in zip(weights, sums, strict=True))
+    found = normal_interval(np.array([_ties_score(pair["ref"], pair["tied"]) for pair in whole], dtype=np.float64))
+    return None if found is None else {**found._asdict(), "n": len(whole)}
+
+
+def _ties_score(ref: Outcome, tied: Outcome) -> float:
+    """What one pair of prompts adds."""
+    score = 0.30 * (tied.earned(False) or 0.0) + 0.30 * (ref.earned(False) or 0.0)
+    if ref.scores is None or tied.scores is None:
+        return score
+    m_ref, _ = margins(ref.target, ref.scores)
+    m_tied, d = margins(tied.target, tied.scores)
+    least = min(m_ref, m_tied)
+    close = math.tanh(least / d - 1) if d else (0.0 if least == 0 else math.copysign(1.0, least))
+    return score + 0.20 * (m_tied > d) + 0.20 * (least > d) + 0.01 * close
 
 
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """The six subsets and their plain mean."""
     metrics: dict[str, Any] = {
-        name: ties_score(own, valid_only) if name == "Ties" else mean_of(share(own, valid_only))
+        name: ties_score(own, valid_only) if name == "Ties" else share(own, valid_only)
         for name, own in by_subset(outcomes).items()
     }
-    return Figures(plain_mean(metrics.values()), metrics)
+    return Figures.of(mean_share((part, 1) for part in metrics.values()), metrics)
 
 
 BENCHMARK = Benchmark(

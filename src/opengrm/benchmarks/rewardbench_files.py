@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from opengrm.benchmarks.base import Outcome, by_subset
+from opengrm.benchmarks.base import Outcome, by_subset, mean_of
 from opengrm.benchmarks.rewardbench2 import ties_score
 from opengrm.items import Item
 
@@ -43,7 +43,9 @@ def write_files(folder: Path, outcomes: Sequence[Outcome], items: Iterable[Item]
     summary = dict(head)
     for subset, own in by_subset(outcomes).items():
         summary[subset] = (
-            ties_score(own, False) if subset == "Ties" else sum(results[o.target.item] for o in own) / len(own)
+            mean_of(ties_score(own, False))
+            if subset == "Ties"
+            else sum(results[o.target.item] for o in own) / len(own)
         )
     _write(folder / "eval-set" / org / f"{name}.json", summary)
     scored = {o.target.item: o for o in outcomes}

@@ -14,15 +14,32 @@ one another: intervals are clustered by prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from opengrm.benchmarks.base import Benchmark, Figures, Outcome, by_subset, plain_mean, squeezed
+from opengrm.benchmarks.base import (
+    Benchmark,
+    Figures,
+    Outcome,
+    Target,
+    by_subset,
+    mean_share,
+    plain_mean,
+    share_of,
+    squeezed,
+)
 from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import rm_bench
 
+Share = dict[str, Any]
+LEVELS = {
+    "easy": [(i, j) for i in range(3) for j in range(i)],
+    "normal": [(i, i) for i in range(3)],
+    "hard": [(i, j) for i in range(3) for j in range(i + 1, 3)],
+}  # cells (chosen style, rejected style)
 SIZES = {"chat": 129 * 9, "math": 529 * 9, "code": 228 * 9, "safety-refuse": 284 * 9, "safety-response": 157 * 9}
 
 
@@ -38,47 +55,61 @@ def convert(row: Row, place: str) -> list[Item]:
     return found
 
 
-def matrix(outcomes: Sequence[Outcome], valid_only: bool, strict: bool = False) -> list[list[float | None]]:
+def matrix(outcomes: Sequence[Outcome], valid_only: bool) -> list[list[float | None]]:
     """Accuracy by style of the chosen (rows) and of the rejected response (columns)."""
     cells: list[list[list[float | None]]] = [[[] for _ in range(3)] for _ in range(3)]
     for o in outcomes:
-        earned = o.earned(valid_only) if o.credit is None or not strict else float(o.credit == 1)
-        cells[o.target.facts["chosen_style"]][o.target.facts["rejected_style"]].append(earned)
+        row, column = _cell(o.target)
+        cells[row][column].append(o.earned(valid_only))
     return [[plain_mean(cell) for cell in row] for row in cells]
 
 
-def levels(cells: Sequence[Sequence[float | None]]) -> dict[str, float | None]:
-    """Easy, normal and hard of a matrix."""
-    return {
-        "easy": plain_mean(cells[i][j] for i in range(3) for j in range(i)),
-        "normal": plain_mean(cells[i][i] for i in range(3)),
-        "hard": plain_mean(cells[i][j] for i in range(3) for j in range(i + 1, 3)),
-    }
+def level(outcomes: Iterable[Outcome], names: Sequence[str], valid_only: bool, strict: bool = False) -> Share | None:
+    """The mean of these levels' accuracies, each the mean of its cells: {"mean", "low", "high", "n"}, by prompt."""
+    of_cell = {cell: name for name in names for cell in LEVELS[name]}
+    kept = [(o.target, value) for o in outcomes if (value := _earned(o, valid_only, strict)) is not None]
+    counts = Counter(cell for target, _ in kept if (cell := _cell(target)) in of_cell)
+    cells = Counter(of_cell[cell] for cell in counts)
+
+    def weight(target: Target) -> float:
+        cell = _cell(target)
+        return 1 / (counts[cell] * cells[of_cell[cell]]) if cell in counts else 0.0
+
+    return share_of(kept, weight)
+
+
+def _cell(target: Target) -> tuple[int, int]:
+    return target.facts["chosen_style"], target.facts["rejected_style"]
+
+
+def _earned(outcome: Outcome, valid_only: bool, strict: bool) -> float | None:
+    return outcome.earned(valid_only) if outcome.credit is None or not strict else float(outcome.credit == 1)
 
 
 def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     """Domains, levels and the total; over the domains that are there."""
-    total, domains, hardness = _total(outcomes, valid_only, False)
-    metrics: dict[str, Any] = {**domains, **hardness, "strict": _total(outcomes, valid_only, True)[0]}
+    domains = _domains(outcomes, tuple(LEVELS), valid_only)
+    strict = _domains(outcomes, tuple(LEVELS), valid_only, True)
+    metrics: dict[str, Any] = {**domains}
+    for name in LEVELS:
+        metrics[name] = _mean(_domains(outcomes, (name,), valid_only))
+    metrics["strict"] = _mean(strict)
     metrics["matrix"] = matrix(outcomes, valid_only)
-    return Figures(total, metrics)
+    return Figures.of(_mean(domains), metrics)
 
 
-def _total(
-    outcomes: Sequence[Outcome], valid_only: bool, strict: bool
-) -> tuple[float | None, dict[str, float | None], dict[str, float | None]]:
-    """The total, each domain's accuracy, and each level's mean over the domains."""
-    parts = {name: levels(matrix(own, valid_only, strict)) for name, own in by_subset(outcomes).items()}
-    domains: dict[str, list[dict[str, float | None]]] = {}
-    for name, part in parts.items():
-        domains.setdefault(name.split("-")[0], []).append(part)
-    merged = {
-        name: {level: plain_mean(part[level] for part in own) for level in ("easy", "normal", "hard")}
-        for name, own in domains.items()
-    }
-    accuracy = {name: plain_mean(own.values()) for name, own in merged.items()}
-    hardness = {level: plain_mean(own[level] for own in merged.values()) for level in ("easy", "normal", "hard")}
-    return plain_mean(accuracy.values()), accuracy, hardness
+def _domains(
+    outcomes: Sequence[Outcome], names: Sequence[str], valid_only: bool, strict: bool = False
+) -> dict[str, Share | None]:
+    """Each domain's mean over these levels: of one file, or of safety's two."""
+    files: dict[str, list[Share | None]] = {}
+    for name, own in by_subset(outcomes).items():
+        files.setdefault(name.split("-")[0], []).append(level(own, names, valid_only, strict))
+    return {domain: mean_share((part, 1) for part in parts) for domain, parts in files.items()}
+
+
+def _mean(parts: dict[str, Share | None]) -> Share | None:
+    return mean_share((part, 1) for part in parts.values())
 
 
 BENCHMARK = Benchmark(

@@ -29,8 +29,7 @@ from opengrm.benchmarks.base import (
     Outcome,
     Target,
     by_subset,
-    mean_of,
-    plain_mean,
+    mean_share,
     share_of,
     squeezed,
 )
@@ -78,9 +77,10 @@ def rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
     for name, own in by_subset(outcomes).items():
         argmax[name] = _part([(o, o.credit) for o in own], valid_only)
         products[name] = _part([(o, product(o)) for o in own], valid_only)
-    metrics: dict[str, Any] = {**argmax, "product": plain_mean(mean_of(v) for v in products.values())}
+    whole, product_whole = (mean_share((part, 1) for part in parts.values()) for parts in (argmax, products))
+    metrics: dict[str, Any] = {**argmax, "product": product_whole}
     metrics |= {f"{name} product": value for name, value in products.items()}
-    return Figures(plain_mean(mean_of(v) for v in argmax.values()), metrics)
+    return Figures.of(whole, metrics)
 
 
 def _part(credits: Sequence[tuple[Outcome, float | None]], valid_only: bool) -> dict[str, Any] | None:

@@ -202,6 +202,7 @@ def report(
         "missing": sum(o.scores is None for o in found),
         "tied": sum(bool(o.tied) for o in found),
         "overall": figures.overall,
+        "overall_interval": figures.interval,
         "overall_valid": valid.overall,
         "chance": plain_mean(o.chance for o in found),
         "metrics": figures.metrics,

@@ -148,16 +148,9 @@ def _result_line(name: str, figures: Row) -> list[str]:
 
 
 def _overall(figures: Row) -> str:
-    """The benchmark's overall figure, with the interval of the metric or accuracy that it is, where it is one."""
-    overall = number(figures.get("overall"))
-    if overall is None:
-        return "-"
-    whole = rows(figures.get("by_k"))[-1:]
-    for value in (*table(figures.get("metrics")).values(), *(row.get("accuracy") for row in whole)):
-        found = interval(value)
-        if found is not None and abs(found["mean"] - overall) < 1e-9:
-            return percent(found)
-    return share(overall)
+    """The benchmark's overall figure, with its interval where it has one."""
+    found = interval(figures.get("overall_interval"))
+    return share(number(figures.get("overall"))) if found is None else percent(found)
 
 
 def _figures(run: EvalRun, name: str) -> Row:
