@@ -364,6 +364,7 @@ class _Run:
         from opengrm.reports.eval_page import write_page
         from opengrm.reports.eval_pictures import write_pictures
         from opengrm.reports.eval_run import RESULT
+        from opengrm.reports.tables import percent, share
 
         page = write_page([self.folder])
         write_pictures(self.folder)
@@ -373,8 +374,8 @@ class _Run:
         rows = [
             {
                 "benchmark": name + ({True: " (partial)", None: " (perhaps partial)"}.get(found["partial"], "")),
-                "overall": _percent(found["overall"]),
-                "valid only": _percent(found["overall_valid"]),
+                "overall %\n[95 %]": percent(found["overall_interval"]),
+                "valid\nonly %": share(found["overall_valid"]),
                 "items": f"{found['items']:,}",
                 "missing": f"{found['missing']:,}",
                 "ties": f"{found['tied']:,}",
@@ -383,7 +384,3 @@ class _Run:
         ]
         print_table(self.name, rows)
         print(f"figures: {self.folder / RESULT}; page: {page}", file=sys.stderr)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"

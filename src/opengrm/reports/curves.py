@@ -147,15 +147,27 @@ def _draw_votes(
     for name, rows in drawn.items():
         k = [row["k"] for row in rows]
         mean, low, high = ([unit * row[metric][part] for row in rows] for part in ("mean", "low", "high"))
-        (line,) = axes.plot(k, mean, marker="o", markersize=4, label=name, **(styles or {}).get(name, {}))
-        axes.fill_between(k, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        draw_line(axes, k, mean, low, high, label=name, **(styles or {}).get(name, {}))
     # A mean number of votes is no tick.
     ticks = sorted({int(row["k"]) for rows in drawn.values() for row in rows if row["k"] == int(row["k"])})
+    log_axes(axes, {k: str(k) for k in ticks}, "votes k", f"{metric} (%)" if unit == 100 else metric)
+
+
+def draw_line(
+    axes: Any, x: Sequence[float], mean: Sequence[float], low: Sequence[float], high: Sequence[float], **style: Any
+) -> None:
+    """One curve of matplotlib's with its intervals as a band; `style` are properties of the line."""
+    (line,) = axes.plot(x, mean, marker="o", markersize=4, **style)
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def log_axes(axes: Any, ticks: Mapping[float, str], x_label: str, y_label: str) -> None:
+    """A logarithmic x axis with these ticks and no others."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("votes k")
-    axes.set_ylabel(f"{metric} (%)" if unit == 100 else metric)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
 
 

@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from opengrm.reports.curves import draw_line, log_axes
 from opengrm.reports.eval_charts import AXES, log_ticks, short
 from opengrm.reports.eval_run import EvalRun, interval, number, read_runs, rows, text
 from opengrm.reports.page import cut, visible
@@ -51,19 +52,10 @@ def _curves(run: EvalRun, name: str) -> Any:
         return None
     figure = _figure(3.6 * len(found) + 0.4, 3.4)
     for axes, (key, points) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-        x, mean, low, high = ([point[i] for point in sorted(points)] for i in range(4))
-        axes.plot(x, [100 * value for value in mean], marker="o", markersize=4)
-        axes.fill_between(x, [100 * value for value in low], [100 * value for value in high], alpha=0.15, linewidth=0)
-        axes.set_xscale("log", base=2)
-        if key == "k":
-            axes.set_xticks(x, [f"{value:g}" for value in x])
-        else:
-            ticks = log_ticks(min(x), max(x))
-            axes.set_xticks(ticks, [short(value) for value in ticks])
-        axes.set_xticks([], minor=True)
-        axes.set_xlabel(AXES[key])
-        axes.set_ylabel("accuracy (%)")
-        axes.grid(alpha=0.3)
+        x = sorted(point[0] for point in points)
+        draw_line(axes, x, *([100 * point[i] for point in sorted(points)] for i in (1, 2, 3)))
+        ticks = {k: f"{k:g}" for k in x} if key == "k" else {at: short(at) for at in log_ticks(x[0], x[-1])}
+        log_axes(axes, ticks, AXES[key], "accuracy (%)")
     figure.suptitle(_plain(name))
     return figure
 
