@@ -1,6 +1,6 @@
 """Scoring a run of PPE's size: 16,038 pairs, and five data sets of 512 prompts with 32 responses each.
 
-    python benchmarks/benchmark_scale.py        # writes results/benchmark-scale.json, about two minutes
+    python benchmarks/benchmark_scale.py        # writes results/benchmark-scale.json, about half a minute
 
 Rows in PPE's schema are made up (texts of the length of real ones), as are the scores, so that all that is measured is
 `opengrm eval ppe-preference,ppe-correctness --scores FILE`: reading and checking every row twice, voting, both rules
