@@ -213,12 +213,23 @@ def _median(part: np.ndarray) -> np.ndarray:
 
 
 def timed(items: list[Item]) -> Iterator[Row]:
-    """The same items with 32 votes and with a rule: seconds, votes, accuracy. And temperatures."""
-    engine, template = open_engine("transformers", "nano", batch=256), get_template("compact")
+    """The same items with 32 votes and with a rule: seconds, votes, accuracy. And temperatures, and joint or solo."""
+    engine = open_engine("transformers", "nano", batch=256)
     try:
 
-        def judge(temperature: float = 1.0) -> GRM:
-            return GRM(engine, template, Sampling(temperature=temperature, max_tokens=192), ledger=Ledger(None))
+        def judge(temperature: float = 1.0, form: str = "compact") -> GRM:
+            sampling = Sampling(temperature=temperature, max_tokens=192)
+            return GRM(engine, get_template(form), sampling, ledger=Ledger(None))
+
+        def few(made: GRM, k: int) -> Iterator[Row]:
+            recorded = collect(j for _, js in made.judge(items, k) for j in js)
+            labels = Labels.of(items).labels
+            for votes in (v for v in (1, 2, 4) if v <= k):
+                row = ranked_row(recorded[0].blocks, labels, votes, "sum", True, {}, 0)
+                assert row is not None
+                tokens = (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0)
+                yield {"model": "nano", "items": len(items), "k": votes, "accuracy": row["accuracy"],
+                       "ties": row["ties"], "parse_rate": row["parse_rate"], "tokens": tokens}  # fmt: skip
 
         next(judge().judge(items[:1], 2))  # the first call prepares
         for name, stop in (("32 votes", None), ("posterior 0.05", Stop("posterior", 0.05, 0, 10))):
@@ -231,20 +242,18 @@ def timed(items: list[Item]) -> Iterator[Row]:
             figures = summary.to_json()
             yield {
                 "set": "wall clock", "model": "nano", "plan": name, "items": len(items), **took,
-                "judgments": summary.judgments, "accuracy": figures["accuracy"],
+                "judgments": summary.judgments, "per_cpu_second": summary.judgments / took["cpu_seconds"],
+                "accuracy": figures["accuracy"],
                 "agreement": float(np.mean([a == b for a, b in zip(winners, full, strict=True)])),
             }  # fmt: skip
             say(f"timed {name}: {took}")
         for temperature in (0.0, 0.5, 1.0, 1.5):
-            k = 4 if temperature else 2
-            recorded = collect(j for _, js in judge(temperature).judge(items, k) for j in js)
-            labels = Labels.of(items).labels
-            for votes in (1, 2, 4)[: 3 if temperature else 2]:
-                row = ranked_row(recorded[0].blocks, labels, votes, "sum", True, {}, 0)
-                assert row is not None
-                yield {"set": "temperature", "model": "nano", "temperature": temperature, "k": votes,
-                       "accuracy": row["accuracy"], "ties": row["ties"], "parse_rate": row["parse_rate"]}  # fmt: skip
+            for row in few(judge(temperature), 4 if temperature else 2):
+                yield {"set": "temperature", "temperature": temperature, **row}
             say(f"temperature {temperature}")
+        for form, shown in (("compact", "joint"), ("compact-solo", "solo")):
+            yield from ({"set": "joint or solo", "shown": shown, **row} for row in few(judge(form=form), 4))
+            say(shown)
     finally:
         engine.close()
 

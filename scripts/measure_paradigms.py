@@ -2,7 +2,7 @@
 
     python scripts/measure_spct.py main-0                      the GRM: the full recipe
     python scripts/measure_paradigms.py llm cloud bt pair      train the others, resumable; about an hour of one core
-    python scripts/measure_paradigms.py judge                  judge the held-out items with all six
+    python scripts/measure_paradigms.py judge                  judge the held-out items with all
     python scripts/measure_paradigms.py time                   time them on the same pairs, one after the other
     python scripts/report_paradigms.py                         results/paradigms.json and results/paradigms.md
 
@@ -11,7 +11,8 @@ judges that take no single responses leave them out. Sampled judgments are at te
 
 - llm: nano-base has never named a best response, so it is first fine-tuned on its own GRM judgments rewritten as the
   judge's (`worlds/judge_rows.py`: what it thinks, unfiltered, in the other form); then RFT and RL as for the GRM.
-- tokenprob: the same model, read otherwise.
+- grm-solo: the GRM, shown one response at a time.
+- tokenprob: the judge's model, read otherwise.
 - cloud: the oracle of its critiques is nano-base itself, since the GRM had no other teacher either.
 - bt, pair: six passes over all pairs.
 """
@@ -34,7 +35,7 @@ from opengrm.engines import open_engine
 from opengrm.engines.base import Sampling
 from opengrm.engines.classifier import Classifier
 from opengrm.items import Item
-from opengrm.judges.base import PARADIGMS, Judge
+from opengrm.judges.base import PARADIGMS, Judge, Paradigm
 from opengrm.judges.bradley_terry import open_bradley_terry
 from opengrm.judges.cloud import CLoud, open_head
 from opengrm.judges.grm import GRM
@@ -59,6 +60,8 @@ from opengrm.voting.revote import Labels, revote
 from opengrm.worlds.judge_rows import judge_rows
 
 BASE = "nano-base"
+SOLO = "grm-solo"  # the GRM, shown one response at a time
+JUDGED = (*PARADIGMS, SOLO)
 PAIRS, VOTES, MAX_TOKENS, BATCH = 1000, 32, 192, 512
 RATE = 1e-3  # of everything that is fine-tuned, as in the recipe
 PASSES = 6  # of bt and pair over their pairs
@@ -172,11 +175,17 @@ def sets() -> dict[str, list[Item]]:
     return {**found, "pairs": found["pairs"][:PAIRS]}
 
 
+def paradigm_of(name: str) -> Paradigm:
+    """What kind of judge it is."""
+    return PARADIGMS[name.removesuffix("-solo")]
+
+
 def models(folder: Path, grm: Path) -> dict[str, str]:
     """The trained model of each paradigm: a folder."""
     judge = str(folder / "llm" / "run" / "rl")
     return {
-        "grm": str(grm / "rl"), "llm": judge, "tokenprob": judge, "cloud": str(folder / "cloud" / cloud.MODEL),
+        "grm": str(grm / "rl"), SOLO: str(grm / "rl"), "llm": judge, "tokenprob": judge,
+        "cloud": str(folder / "cloud" / cloud.MODEL),
         "bt": str(folder / "bt" / "model"), "pair": str(folder / "pair" / "model"),
     }  # fmt: skip
 
@@ -198,6 +207,8 @@ def opened(name: str, model: str, heat: float, ledger: Ledger | None, stack: Exi
     if name == "cloud":
         template = CloudTemplate("compact-cloud")
         return CLoud(engine, open_head(f"{model}/head", template, stack), template, sampling, ledger, window=BATCH)
+    if name == SOLO:
+        return GRM(engine, Compact("compact-binary" if single else "compact-solo"), sampling, ledger=ledger)
     if name == "grm":
         forms = forms_of(get_template("compact"))
         template = forms.single if single else forms.joint
@@ -211,7 +222,7 @@ def judge(folder: Path, grm: Path) -> None:
     for name, model in models(folder, grm).items():
         if (folder / "judged" / f"{name}.json").exists():
             continue
-        paradigm, rows, positions = PARADIGMS[name], [], {}
+        paradigm, rows, positions = paradigm_of(name), [], {}
         (folder / "judged").mkdir(exist_ok=True)
         kept, known = folder / "judged" / f"{name}.ledger.db", grm / "evaluation" / "rl.ledger.db"
         if name == "grm" and known.exists() and not kept.exists():
@@ -255,7 +266,7 @@ def timed(folder: Path, grm: Path) -> None:
     items, rows = sets()["pairs"][:TIMED], []
     for round_number in range(ROUNDS):
         for name, model in models(folder, grm).items():
-            for heat, k in [(0.0, 1), (1.0, 8), (1.0, 32)] if PARADIGMS[name].sampled else [(0.0, 1)]:
+            for heat, k in [(0.0, 1), (1.0, 8), (1.0, 32)] if paradigm_of(name).sampled else [(0.0, 1)]:
                 if k == 32 and round_number:
                     continue
                 with ExitStack() as stack:

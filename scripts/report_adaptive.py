@@ -26,8 +26,9 @@ TABLES = {  # of rows that replay no recorded votes: the key that tells them, an
         "one_vote",
         "model one_vote ties_of_one one_vote_its_ties_by_32 32_votes share_of_gain",
     ),
-    "Temperatures": ("temperature", "model temperature k accuracy ties parse_rate"),
-    "Seconds": ("cpu_seconds", "model plan items judgments seconds cpu_seconds accuracy agreement"),
+    "Temperatures": ("temperature", "model items temperature k accuracy ties parse_rate"),
+    "Joint or solo": ("shown", "model items shown k accuracy ties parse_rate tokens"),
+    "Seconds": ("cpu_seconds", "model plan items judgments seconds cpu_seconds per_cpu_second accuracy agreement"),
 }
 
 

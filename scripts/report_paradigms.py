@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure_paradigms import PAIRS, VOTES, models, reported, sets
+from measure_paradigms import JUDGED, PAIRS, SOLO, VOTES, models, paradigm_of, reported, sets
 from measure_spct import parameters
 
 from opengrm.engines.checkpoints import find_model
 from opengrm.items import Item
-from opengrm.judges.base import PARADIGMS
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
 from opengrm.reports.results import write_result
@@ -27,7 +26,7 @@ from opengrm.voting.correctness import credit
 from opengrm.voting.intervals import normal_interval
 from opengrm.voting.reducers import Reducer, verdict_of
 
-ORDERLESS = ("cloud", "bt", "pair")  # one response at a time, or both orders in one judgment
+ORDERLESS = ("cloud", "bt", "pair", SOLO)  # one response at a time, or both orders in one judgment
 COLUMNS = {"greedy": "greedy, or one pass", "k1": "@1", "k8": "@8", "k32": "@32"}
 INTRODUCTION = """\
 # Six paradigms in RubricWorld
@@ -46,10 +45,10 @@ def main() -> None:
     parser.add_argument("--grm", type=Path, default=Path("runs/spct/main-0"))
     parser.add_argument("--output", type=Path, default=Path("results"))
     args = parser.parse_args()
-    judged = {name: json.loads((args.folder / "judged" / f"{name}.json").read_text()) for name in PARADIGMS}
+    judged = {name: json.loads((args.folder / "judged" / f"{name}.json").read_text()) for name in JUDGED}
     once = json.loads((args.folder / "judged" / "one-pass.json").read_text())
     times = json.loads((args.folder / "timed.json").read_text())
-    rows = [summary(name, judged[name], times["rows"]) for name in PARADIGMS]
+    rows = [summary(name, judged[name], times["rows"]) for name in JUDGED]
     sizes = {
         name: parameters(find_model(f"{path}/head" if name == "cloud" else path)[0])
         for name, path in models(args.folder, args.grm).items()
@@ -73,9 +72,9 @@ def main() -> None:
 
 def summary(name: str, judged: Mapping[str, Any], times: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One paradigm: accuracy on pairs and lists, ROC-AUC on single responses, positions, cost of a verdict."""
-    paradigm = PARADIGMS[name]
+    paradigm = paradigm_of(name)
     found: dict[str, Any] = {
-        "row": "summary", "judge": name, "title": paradigm.title, "generation": paradigm.generation,
+        "row": "summary", "judge": name, "title": title(name), "generation": paradigm.generation,
         "scoring": paradigm.scoring, "vote": paradigm.reduce if paradigm.sampled else None,
         "takes": [n for n in (1, 2, 3) if paradigm.takes(n)],
     }  # fmt: skip
@@ -97,12 +96,18 @@ def summary(name: str, judged: Mapping[str, Any], times: Sequence[Mapping[str, A
     return found
 
 
+def title(name: str) -> str:
+    """What people call the judge."""
+    return paradigm_of(name).title + (", one response a prompt" if name == SOLO else "")
+
+
 def compared(folder: Path) -> list[dict[str, Any]]:
     """Each sampled judge against each scalar one on the same items: the difference in accuracy, paired by item."""
     rows = []
     for kind, items in sets().items():
         credits: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
-        for name, paradigm in PARADIGMS.items():
+        for name in JUDGED:
+            paradigm = paradigm_of(name)
             if kind == "singles" or not all(paradigm.takes(item.n) for item in items):
                 continue
             with Ledger(folder / "judged" / f"{name}.ledger.db", create=False) as ledger:
@@ -116,7 +121,7 @@ def compared(folder: Path) -> list[dict[str, Any]]:
                 ])  # fmt: skip
         rows += [
             {"set": kind, "judge": name, "how": how, "scalar": scalar, "gain": gain._asdict()}
-            for (name, how), own in credits.items() if PARADIGMS[name].sampled
+            for (name, how), own in credits.items() if paradigm_of(name).sampled
             for scalar in ("bt", "pair")
             if (gain := normal_interval(own - credits[scalar, "greedy"])) is not None
         ]  # fmt: skip
@@ -157,7 +162,7 @@ def sentences(gains: Sequence[Mapping[str, Any]]) -> list[str]:
     outcomes: dict[str, list[str]] = {"**Scalar models win**": [], "Scalar models lose": [], "No difference": []}
     for row in gains:
         mean, low, high = (0.0 - 100 * row["gain"][part] for part in ("mean", "high", "low"))
-        scalar, judge = PARADIGMS[row["scalar"]].title, f"{PARADIGMS[row['judge']].title} {said[row['how']]}"
+        scalar, judge = title(row["scalar"]), f"{title(row['judge'])} {said[row['how']]}"
         outcome = list(outcomes)[0 if low > 0 else 1 if high < 0 else 2]
         outcomes[outcome].append(
             f"- {row['set']}: {scalar} against {judge}: {mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
