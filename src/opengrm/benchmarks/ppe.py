@@ -15,8 +15,8 @@ within prompts.
 Traps: rows whose winner is neither model are ties, which have no accuracy: they are not read. A row does not say which
 data set it is of; its file or hub name has to (mmlu, math, gpqa, ifeval, mbpp). Judges that compare see each conflict
 pair by itself (then there is no curve); judges that score each response alone see the list of 32. Sizes are those that
-the hub's pages of MATH, IFEval and MBPP-Plus show; MMLU-Pro and GPQA are taken to be like MATH, which makes 2,555 lists
-of five pairs, the 12.7K of the SPCT paper.
+the hub's pages of MATH, IFEval and MBPP-Plus show; MMLU-Pro and GPQA are taken to be like MATH: 2,555 lists of five
+pairs, the 12.7K of the SPCT paper.
 """
 
 from __future__ import annotations
