@@ -2,7 +2,7 @@
 
     python scripts/measure_spct.py main-0            makes the held-out sets (their items are RubricWorld's)
     python scripts/measure_real.py bt DATA           makes the Bradley-Terry model
-    python scripts/measure_eval.py DATA              results/eval.json and results/eval.md; resumable, a quarter of an hour
+    python scripts/measure_eval.py DATA              results/eval.json and results/eval.md, a quarter of an hour
 
 The pages of the runs are runs/eval/*/report.html. RubricWorld shows that the code works; the Bradley-Terry model has
 learned next to nothing (results/bt-real.md), so its figures on real rows say what such a model gets, not what one can.
@@ -60,7 +60,7 @@ def main() -> None:
                 "run": row["run"], "benchmark": row["benchmark"] + (" (part of its rows)" if row["partial"] else ""),
                 "subset": part["subset"], "items": f"{part['items']:,}", "no verdict": f"{part['missing']:,}",
                 "% [95 %]": percent(part["accuracy"]),
-                "with a verdict": percent(part["accuracy_valid"]) if part is not whole else share(row["overall_valid"]),
+                "with a verdict": share(row["overall_valid"]) if part is whole else percent(part["accuracy_valid"]),
             })  # fmt: skip
     path.with_suffix(".md").write_text(f"# `opengrm eval`\n\n{__doc__.split(chr(10) * 2)[-1]}\n{markdown(cells)}")
 
