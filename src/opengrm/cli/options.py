@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -151,6 +151,11 @@ class _StopAtFirst(BadRows):
 def bad_rows(on_bad: Bad) -> BadRows:
     """The policy that `--on-bad` names, to be handed to a reader."""
     return BadRows() if on_bad == "skip" else _StopAtFirst()
+
+
+def of_file(path: Path, on_bad: Callable[[BadRow], None]) -> Callable[[BadRow], None]:
+    """`on_bad` for judgments that were read from this file: their places are items, not lines."""
+    return lambda row: on_bad(BadRow(f"{path}: {row.where}", row.what))
 
 
 def is_stream(path: Path) -> bool:
