@@ -61,7 +61,7 @@ STOP_HELP = (
 )
 Alpha = Annotated[
     float | None,
-    typer.Option(help="With --stop: the chance taken that the full vote would differ. Default: 0.05."),
+    typer.Option(help="With --stop posterior or anytime: the chance taken of another full vote. Default: 0.05."),
 ]
 Width = Annotated[
     float | None,
@@ -87,6 +87,8 @@ def stopping_rule(
         if alpha is not None or width is not None:
             raise UsageError("--alpha and --width go with --stop")
         return None
+    if stop == "exact" and alpha is not None:
+        raise UsageError("--alpha has no effect with --stop exact, which takes no chance")
     from opengrm.voting.stopping import Stop, check_width
 
     low, high = scale or (-1e99, 1e99)
