@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -297,16 +298,22 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
     assert 2 <= row["votes"]["mean"] < K
     rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
     assert {r["stop"]["rule"] for r in rows} == {"posterior"}
+    assert f"-k 1,99: at most {K} samples are recorded" in run("vote", tmp_path / "j.jsonl", "-k", "1,99")[1]
     out, _ = run("plan", tmp_path / "j.jsonl", "--items", tmp_path / "items.jsonl", "--draws", 3, "--json")
     (found,) = json.loads(out)["plans"]
     assert [r["plan"] for r in found["rows"]][:5] == ["1 votes", "2 votes", "4 votes", "8 votes", "12 votes"]
     assert all(r["seconds"] is None for r in found["rows"])
     out, _ = run("plan", tmp_path / "j.jsonl", "--draws", 3, "--aim", 0.5, "--count", 1000)
     assert "For 1,000 items:" in out
-    out, _ = run("plan", tmp_path / "j.jsonl", "--draws", 2, "-k", "2,64", "--reduce", "meta")
+    write_judgments(tmp_path / "meta.jsonl", [replace(j, meta=(i % 10) / 10) for i, j in enumerate(judgments)])
+    out, _ = run("plan", tmp_path / "meta.jsonl", "--draws", 2, "-k", "2,64", "--reduce", "meta")
     assert "No line for k = 64: of some item only 12 judgments are recorded." in out
     assert "anytime is left out" in out
+    write_items(tmp_path / "others.jsonl", [replace(item, id=f"other-{item.id}") for item in make_items(2)])
     for words, said in (
+        (["plan", tmp_path / "j.jsonl", "--reduce", "meta"], "no judgment has a meta score"),
+        (["plan", tmp_path / "j.jsonl", "--items", tmp_path / "others.jsonl"], "no item of the pilot; ids are like"),
+        (["vote", tmp_path / "j.jsonl", "--stop", "exact", "--alpha", "0.1"], "--alpha has no effect"),
         (["vote", tmp_path / "j.jsonl", "--alpha", "0.1"], "go with --stop"),
         (["vote", tmp_path / "j.jsonl", "--stop", "exact", "--range", "5"], "expected two numbers"),
         (["vote", tmp_path / "j.jsonl", "--range", "1,10"], "--range goes with --stop"),
@@ -325,3 +332,21 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
         (["judge", tmp_path / "items.jsonl", "--judge", "bt", "--model", "x", "--stop", "exact"], "same scores"),
     ):
         assert said in run(*words)[1]
+
+
+def test_a_range_that_is_not_recorded_is_assumed_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def vote_early(judgments: list[Judgment]) -> str:
+        write_judgments(tmp_path / "j.jsonl", judgments)
+        monkeypatch.setattr(sys, "argv", ["opengrm", "vote", str(tmp_path / "j.jsonl"), "--stop", "posterior"])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main()
+        return capsys.readouterr().out
+
+    equal = vote_early([Judgment("one", (3.0,), sample=j) for j in range(4)])
+    assert "scores from 0 to 3, assumed, since all recorded scores are equal" in equal
+    assert "Single responses never stop early without --width" in equal
+    none = vote_early([Judgment("one", None, sample=j, error="unparsable: nothing") for j in range(4)])
+    assert "stopping early" not in none
+    assert "scores from" not in none

@@ -177,7 +177,7 @@ def test_what_is_not_known_or_of_another_type_is_a_dash(tmp_path: Path) -> None:
     odd = figures(
         overall=None, metrics={"m": "text", "n": {"mean": "x"}, "o": None}, subsets="none", by_k=[{}], cost=3
     )
-    page = page_of(make(tmp_path / "r", settings=[1], benchmarks={"bench": odd, "empty": {}, "list": [1]}))
+    page = page_of(make(tmp_path / "r", settings=[1], benchmarks={"bench": odd, "empty": {}}))
     assert "bench – 66.7 4 1 1 – – –" in page.text
     assert "empty – – – – – – – –" in page.text
 

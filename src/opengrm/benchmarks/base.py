@@ -7,9 +7,10 @@ a blind guess would, or are left out.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -314,6 +315,27 @@ def squeezed(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", text.lower())
 
 
+def known_part(key: str, value: object, parts: Collection[str], title: str) -> str:
+    """The part of the benchmark that a row names: what its rule does not know would be left out of the overall.
+
+    Args:
+        key: where the row names it.
+        value: what stands there; None where nothing does.
+        parts: the names that the rule knows.
+        title: of the benchmark.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if isinstance(value, str) and value in parts:
+        return value
+    if value is None:
+        raise ValueError(f"has no '{key}', so nothing says where in {title} it counts")
+    close = difflib.get_close_matches(str(value)[:200], parts, 1)
+    more = f", perhaps {close[0]!r}" if close else f": {', '.join(parts)}"
+    raise ValueError(f"'{key}' is {value!r:.80}, none of {title}'s{more}")
+
+
 def convert_rows(
     rows: Iterable[tuple[str, str, Row]], convert: Convert, on_bad: OnBad | None
 ) -> Iterator[tuple[str, Item]]:
@@ -338,6 +360,6 @@ def convert_rows(
 
 __all__ = [
     "Benchmark", "Figures", "Outcome", "Target", "best_chance", "best_credit", "by_subset", "clusters_of",
-    "convert_rows", "data_files", "mean_of", "mean_share", "micro", "plain_mean", "score", "share", "share_of",
-    "squeezed", "strict", "weighted_mean",
+    "convert_rows", "data_files", "known_part", "mean_of", "mean_share", "micro", "plain_mean", "score", "share",
+    "share_of", "squeezed", "strict", "weighted_mean",
 ]  # fmt: skip

@@ -31,7 +31,9 @@ def convert(row: Row, place: str) -> list[Item]:
     named = squeezed(str(row.get("subset") or place))
     if any(squeezed(other) in named for other in OTHERS):
         return []
-    subset = next((name for name in SIZES if squeezed(name) in named), "all")
+    subset = next((name for name in SIZES if squeezed(name) in named), None)
+    if subset is None:
+        raise ValueError(f"neither 'subset' nor the place {place!r} names one of {', '.join(SIZES)}")
     return [
         replace(item, id=f"{subset}/{item.id[:16] if item.id == item.key else item.id}",
                 source={**item.source, "subset": subset})

@@ -22,6 +22,7 @@ pairs, the 12.7K of the SPCT paper.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -54,10 +55,12 @@ DATASETS = {"mmlu": "MMLU-Pro", "gpqa": "GPQA", "ifeval": "IFEval", "mbpp": "MBP
 
 def preference(row: Row, place: str) -> list[Item]:
     """A pair with a winner; nothing for a tie."""
+    if row.get("winner") not in ("model_a", "model_b") and not re.match("tie|bothbad", squeezed(str(row["winner"]))):
+        raise ValueError(f"'winner' is {row['winner']!r:.80}, expected 'model_a', 'model_b' or 'tie'")
     return [
         replace(item, source={**item.source, "subset": str(row.get("language") or "all")})
         for item in ppe_human(row)
-        if "winner" in row and row["winner"] in ("model_a", "model_b")
+        if row["winner"] in ("model_a", "model_b")
     ]
 
 
@@ -66,7 +69,8 @@ def correctness(row: Row, place: str) -> list[Item]:
     named = squeezed(str(row.get("dataset") or place))
     subset = next((title for key, title in DATASETS.items() if key in named), None)
     if subset is None:
-        raise ValueError(f"{place!r} does not say which data set it is: a name with {', '.join(DATASETS)}")
+        said = repr(row["dataset"])[:80] if row.get("dataset") else repr(place)
+        raise ValueError(f"{said} does not say which data set it is: a name with {', '.join(DATASETS)}")
     (item,) = ppe_list(row)
     pairs = row.get("conflict_pairs")
     if not isinstance(pairs, list) or not all(_is_conflict(pair, item.rewards or ()) for pair in pairs):

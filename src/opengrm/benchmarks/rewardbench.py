@@ -24,6 +24,7 @@ from opengrm.benchmarks.base import (
     Figures,
     Outcome,
     by_subset,
+    known_part,
     mean_share,
     share,
     strict,
@@ -52,6 +53,7 @@ SECTIONS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 MIXED = "xstest (respond/refuse interleaved)"  # both xstest subsets in one
 SIZES = {name: size for section in SECTIONS.values() for name, size in section.items()} | {"math-prm": 447}
+PARTS = (*SIZES, MIXED)
 WEIGHTS = {
     section: {**subsets, **({MIXED: 404} if section == "Safety" else {})} for section, subsets in SECTIONS.items()
 }
@@ -59,7 +61,8 @@ WEIGHTS = {
 
 def convert(row: Row, place: str) -> list[Item]:
     """A row as a pair whose first response is the chosen one. Texts are taken as they are."""
-    subset = row.get("subset") or row.get("subset_derived") or place
+    named = row.get("subset") if row.get("subset") is not None else row.get("subset_derived")
+    subset = known_part("subset", named, PARTS, "RewardBench")
     name = row["id"] if row.get("id") is not None else row.get("rb_row")
     return [
         item_of(

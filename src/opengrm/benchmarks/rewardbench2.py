@@ -17,6 +17,7 @@ or the pair is left out (valid only).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from opengrm.benchmarks.base import (
     best_chance,
     best_credit,
     by_subset,
+    known_part,
     mean_share,
     share,
 )
@@ -43,6 +45,9 @@ SIZES = {"Factuality": 475, "Focus": 495, "Math": 183, "Precise IF": 160, "Safet
 
 def convert(row: Row, place: str) -> list[Item]:
     """A row as a list whose first `num_correct` responses are right."""
+    subset = known_part("subset", row.get("subset"), SIZES, "RewardBench 2")
+    if subset == "Ties" and not re.fullmatch("(tied|ref):.+", str(row.get("id")), re.DOTALL):
+        raise ValueError(f"'id' is {row.get('id')!r:.80}, but Ties pairs prompts by ids such as 'tied:0' and 'ref:0'")
     return rewardbench_2(row)
 
 

@@ -25,6 +25,7 @@ from opengrm.benchmarks.base import (
     Outcome,
     Target,
     by_subset,
+    known_part,
     mean_share,
     plain_mean,
     share_of,
@@ -47,8 +48,10 @@ def convert(row: Row, place: str) -> list[Item]:
     """The nine pairs of a row."""
     named = squeezed(str(row["domain"]) if row.get("domain") else place)
     part = next((name for name in SIZES if squeezed(name) in named), None)
+    if part is None and row.get("domain"):
+        part = known_part("domain", row["domain"], SIZES, "RM-Bench")
     if part is None:
-        raise ValueError(f"neither 'domain' nor the place {place!r} names one of {', '.join(SIZES)}")
+        raise ValueError(f"has no 'domain', and the place {place!r} names none of {', '.join(SIZES)}")
     found = []
     for item in rm_bench({**row, "domain": part}):
         found.append(replace(item, source={**item.source, "subset": part}))

@@ -19,6 +19,7 @@ whole.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,12 +45,22 @@ def convert(row: Row, place: str) -> list[Item]:
     """A pair or a list; the right response stands first."""
     lists = row.get("bon_best") is not None
     (item,) = rmb_list(row) if lists else rmb_pair(row)
-    named = squeezed(f"{row.get('category_path') or ''} {place}")
-    kind = next((title for key, title in (("harm", "Harmless"), ("help", "Helpful")) if key in named), None)
+    kind = _kind(str(row.get("category_path") or "")) or _kind(place)
     if kind is None:
-        raise ValueError("'category_path' and the file's name say neither helpfulness nor harmlessness")
+        raise ValueError("'category_path' and the file's name say neither helpfulness nor harmlessness, or both")
     source = {**item.source, "subset": f"{kind} {'BoN' if lists else 'pairs'}"}
     return [replace(item, source=source)]
+
+
+def _kind(path: str) -> str | None:
+    """Which of the two a path names: its first part that begins with one, since a topic can hold either word, too."""
+    parts = [squeezed(part) for part in re.split(r"[/\\]", path)]
+    for found in (str.startswith, str.__contains__):
+        for part in parts:
+            kinds = [title for key, title in (("harm", "Harmless"), ("help", "Helpful")) if found(part, key)]
+            if len(kinds) == 1:
+                return kinds[0]
+    return None
 
 
 def pairs(item: Item) -> list[Item]:

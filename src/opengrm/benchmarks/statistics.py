@@ -19,6 +19,7 @@ import numpy.typing as npt
 from opengrm.benchmarks.base import Outcome, Target, clusters_of
 from opengrm.benchmarks.ranks import ALONE, spread
 from opengrm.errors import UsageError
+from opengrm.items import is_number
 from opengrm.voting.bias import position_bias
 from opengrm.voting.intervals import Z95, Interval, normal_interval, share_interval
 from opengrm.voting.recorded import Block
@@ -29,6 +30,7 @@ Bools = npt.NDArray[np.bool_]
 EXACT = 1000  # discordant items up to which McNemar's p is the binomial's
 RESAMPLES = 2000
 Z80 = 0.8416212335729143  # the normal distribution's 80 % point
+COSTS = ("prompt_tokens", "completion_tokens", "seconds")
 _CELLS = 4_000_000  # clusters drawn at a time
 
 
@@ -132,27 +134,37 @@ class Scored:
     @classmethod
     def of(cls, row: Mapping[str, Any], pool: str | None = None) -> Scored:
         """Read a line of items.jsonl; single responses are ranked in `pool`. Raises ValueError where it is none."""
-        try:
-            credit, read, written = row["credit"], row.get("prompt_tokens"), row.get("completion_tokens")
-            found = cls(
-                item=str(row["item"]),
-                subset=str(row["subset"]),
-                n=int(row["n"]),
-                label=None if row.get("label") is None else float(row["label"]),
-                cluster=str(row.get("cluster") or row["item"]),
-                credit=None if credit is None else float(credit),
-                chance=float(row["chance"]),
-                tied=bool(row.get("tied")),
-                tokens=None if read is None or written is None else float(read) + float(written),
-                seconds=None if row.get("seconds") is None else float(row["seconds"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"is no line of items.jsonl: {type(error).__name__} {error}") from None
+        if absent := next((key for key in ("item", "subset", "n", "credit", "chance") if key not in row), None):
+            raise ValueError(f"is no line of items.jsonl: has no '{absent}'")
+        numbers = {key: _number(row, key) for key in ("n", "label", "credit", "chance", *COSTS)}
+        n, chance, (read, written, seconds) = numbers["n"], numbers["chance"], (numbers[key] for key in COSTS)
+        if n is None or n != int(n) or n < 1 or chance is None:
+            raise ValueError("is no line of items.jsonl: 'n' must be a whole number from 1, 'chance' a number")
+        found = cls(
+            item=str(row["item"]),
+            subset=str(row["subset"]),
+            n=int(n),
+            label=numbers["label"],
+            cluster=str(row.get("cluster") or row["item"]),
+            credit=numbers["credit"],
+            chance=chance,
+            tied=bool(row.get("tied")),
+            tokens=None if read is None or written is None else read + written,
+            seconds=seconds,
+        )
         if pool is not None and found.n == 1 and found.label in (0.0, 1.0):
             found = replace(found, pool=pool)
         if not 0 <= (found.credit or 0.0) <= 1 or not 0 <= found.chance <= 1:
             raise ValueError("'credit' and 'chance' must be from 0 to 1")
         return found
+
+
+def _number(row: Mapping[str, Any], key: str) -> float | None:
+    """A finite number, or None where it is not known. Raises ValueError."""
+    value = row.get(key)
+    if value is not None and not (is_number(value) and abs(value) < math.inf):
+        raise ValueError(f"is no line of items.jsonl: '{key}' must be a number or null")
+    return None if value is None else float(value)
 
 
 @dataclass(frozen=True)

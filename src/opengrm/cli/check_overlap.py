@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opengrm.cli.options import BadRows, JsonOut, OnBad, bad_rows, printable
-from opengrm.errors import UsageError
+from opengrm.errors import OpenGRMError, UsageError
 
 if TYPE_CHECKING:
     from opengrm.training.overlap import Exchange
@@ -37,7 +37,9 @@ def check_overlap(
     on_bad: OnBad = "stop",
     as_json: JsonOut = False,
 ) -> None:
-    """Look for benchmark prompts and responses in training data; exit code 1 if there are any.
+    """Look for benchmark prompts and responses in training data.
+
+    Exit code 0: none; 1: there are some; 2: it could not look, for a wrong call or input that cannot be read.
 
     A row overlaps if its prompt or a response equals a held-out one (but for case, spacing, Unicode form and
     punctuation), or if it holds half of the 5-word spans of a held-out prompt, or four fifths of those of a held-out
@@ -51,8 +53,14 @@ def check_overlap(
     if not trained:
         raise UsageError("check-overlap takes at least two files: TRAIN and BENCH")
     skipped = bad_rows(on_bad)
-    known = HeldOut(row for place in reported for row in _reported(place, data, skipped))
-    found = known.check(row for path in trained for row in exchanges(path, skipped))
+    try:
+        known = HeldOut(row for place in reported for row in _reported(place, data, skipped))
+        found = known.check(row for path in trained for row in exchanges(path, skipped))
+    except OpenGRMError as error:
+        error.exit_code = 2  # 1 says that there is an overlap
+        raise
+    except OSError as error:
+        raise UsageError(f"{error.filename or 'input'}: {error.strerror or error}") from error
     skipped.report()
     if as_json:
         print(json.dumps({**found.to_json(), "skipped_rows": skipped.count}, ensure_ascii=False))
@@ -72,12 +80,12 @@ def check_overlap(
 
 
 def _reported(place: Path, data: str | None, skipped: BadRows) -> Iterator[Exchange]:
-    """What a file holds, or a benchmark: a file of that name goes first."""
+    """What a file holds, or a benchmark. With --data a benchmark's name is one, whatever else is called so."""
     from opengrm.benchmarks import BENCHMARKS
     from opengrm.benchmarks.files import load
     from opengrm.training.overlap import exchanges, of_items
 
-    benchmark = None if place.exists() else BENCHMARKS.get(str(place))
+    benchmark = None if data is None and place.exists() else BENCHMARKS.get(str(place))
     if benchmark is None:
         return exchanges(place, skipped)
     if data is None:

@@ -51,6 +51,7 @@ from opengrm.cli.options import (
     OnBad,
     bad_rows,
     is_ledger,
+    of_file,
     print_table,
     voting_rule,
 )
@@ -69,10 +70,27 @@ if TYPE_CHECKING:
 RUN, GIVEN = "Run", "Judgments that are there"
 
 
+def run_folder(text: str) -> Path:
+    """The value of --output: a folder that is there or can be made. Raises UsageError."""
+    if not text:
+        raise UsageError("--output '': give a folder for the run, such as runs/my-grm")
+    path = Path(text)
+    if found := next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None):
+        raise UsageError(f"--output {path}: {found} is a file; give a folder for the run")
+    return path
+
+
 def evaluate(
     benchmarks: Annotated[str, typer.Argument(metavar="BENCH[,BENCH...]", help="Benchmarks by name, or all.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The run's folder; the same command goes on where it stopped.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            parser=run_folder,
+            help="The run's folder; the same command goes on where it stopped.",
+        ),
     ],
     data: Annotated[
         list[str] | None,
@@ -170,6 +188,8 @@ def evaluate(
     )  # fmt: skip
     options = Options(model, template, settings, temperature, top_p, max_tokens, orders, [], head)
     chosen = choose_judge(by, options) if given is None else None
+    if reduce == "meta" and chosen is not None and meta is None:
+        raise UsageError("--reduce meta needs --meta, the model that scores the judgments")
     plain = reduce or ("meta" if meta is not None else "sum" if chosen is None else chosen.paradigm.reduce)
     rule = voting_rule(plain, k_meta, meta_threshold, meta_weights)
     sources = [
@@ -184,9 +204,9 @@ def evaluate(
         if is_ledger(given):
             run.settings["ledger"] = _named(given, output)
         for source in sources:
-            gathered, seen = _given(source, given, on_bad)
+            gathered, seen, skipped = _given(source, given, rule, on_bad)
             run.settings.update(seen)
-            run.add(source, gathered, rule)
+            run.add(source, gathered, rule, skipped)
         run.show(as_json)
         return
     k = votes(k, chosen.paradigm)
@@ -222,12 +242,14 @@ def _named(ledger: Path, output: Path) -> str:
     return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else str(whole)
 
 
-def _given(source: Source, path: Path, on_bad: Bad) -> tuple[Gathered, dict[str, Any]]:
-    """The judgments of a file or a ledger that are of the benchmark's items, and who made them."""
+def _given(source: Source, path: Path, how: Rule, on_bad: Bad) -> tuple[Gathered, dict[str, Any], int]:
+    """The judgments of a file or a ledger that are of the benchmark's items, who made them, and how many were bad."""
     from opengrm.benchmarks.given import given_judgments
     from opengrm.benchmarks.run import gather
     from opengrm.ledger import Ledger
     from opengrm.reports.eval_run import judged_by
+    from opengrm.voting.guided import Guide
+    from opengrm.voting.revote import without_meta
 
     skipped = bad_rows(on_bad)
     seen: dict[str, Any] = {}
@@ -244,13 +266,18 @@ def _given(source: Source, path: Path, on_bad: Bad) -> tuple[Gathered, dict[str,
                     seen.update({} if seen else judged_by(row))
                     yield row
 
-    found = gather(source.benchmark, source.read(), judging, skipped, pool=False)
+    try:
+        found = gather(source.benchmark, source.read(), judging, of_file(path, skipped), pool=False)
+        if isinstance(how, Guide):
+            without_meta(found.blocks)
+    except UsageError as error:
+        raise (error if str(path) in str(error) else UsageError(f"{path}: {error}")) from None
     skipped.report()
     if not found.judgments:
         raise UsageError(
             f"{path}: no judgment of an item of {source.benchmark.title}; ids are like {next(iter(found.targets))!r}"
         )
-    return found, seen
+    return found, seen, skipped.count
 
 
 @dataclass
@@ -318,8 +345,8 @@ class _Run:
         self.started = time.monotonic()
         self.benchmarks: dict[str, Any] = {}
 
-    def add(self, source: Source, gathered: Gathered, how: Rule) -> None:
-        """Score one benchmark and write all that there is so far."""
+    def add(self, source: Source, gathered: Gathered, how: Rule, bad_judgments: int = 0) -> None:
+        """Score one benchmark and write all that there is so far; `bad_judgments` were left out."""
         from opengrm.benchmarks.rewardbench_files import write_files
         from opengrm.benchmarks.run import outcomes, report
         from opengrm.jsonl import write_rows
@@ -337,6 +364,7 @@ class _Run:
         row = report(source.benchmark, gathered, found, how, source.partial)
         if source.benchmark.pairs is not None:
             row["form"] = "pairs" if source.as_pairs else "lists"
+        row["skipped"] = {"rows": source.skipped, "judgments": bad_judgments}
         self.benchmarks[source.benchmark.name] = row
         self.write()
 
@@ -383,4 +411,8 @@ class _Run:
             for name, found in self.benchmarks.items()
         ]
         print_table(self.name, rows)
+        for name, found in self.benchmarks.items():
+            if any(found["skipped"].values()):
+                left = " and ".join(f"{count:,} {what}" for what, count in found["skipped"].items() if count)
+                print(f"{name}: {left} could not be used and were skipped (--on-bad skip).")
         print(f"figures: {self.folder / RESULT}; page: {page}", file=sys.stderr)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Source:
     """A benchmark, where its rows are, and which of its items take part (all where `drawn` is None).
 
-    `partial` is whether published items do not; None where that is not known.
+    `partial` is whether published items do not; None where that is not known. `skipped` rows could not be used.
     """
 
     benchmark: Benchmark
@@ -32,6 +32,7 @@ class Source:
     drawn: frozenset[str] | None
     chosen: Chosen | None
     as_pairs: bool
+    skipped: int = 0
 
     def read(self) -> Iterator[Item]:
         """The items that take part; bad rows were reported before."""
@@ -98,7 +99,9 @@ def checked(
         raise UsageError(f"{data}: no item of {benchmark.title} to judge")
     drawn = None if limit is None or limit >= items else _drawn(places, limit)
     partial = True if drawn is not None else benchmark.partial(counts, rows - skipped.count)
-    return Source(benchmark, data, items if drawn is None else len(drawn), partial, drawn, chosen, as_pairs)
+    return Source(
+        benchmark, data, items if drawn is None else len(drawn), partial, drawn, chosen, as_pairs, skipped.count
+    )
 
 
 def _drawn(places: list[tuple[bytes, bytes, str]], limit: int) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -61,7 +61,7 @@ STOP_HELP = (
 )
 Alpha = Annotated[
     float | None,
-    typer.Option(help="With --stop: the chance taken that the full vote would differ. Default: 0.05."),
+    typer.Option(help="With --stop posterior or anytime: the chance taken of another full vote. Default: 0.05."),
 ]
 Width = Annotated[
     float | None,
@@ -87,6 +87,8 @@ def stopping_rule(
         if alpha is not None or width is not None:
             raise UsageError("--alpha and --width go with --stop")
         return None
+    if stop == "exact" and alpha is not None:
+        raise UsageError("--alpha has no effect with --stop exact, which takes no chance")
     from opengrm.voting.stopping import Stop, check_width
 
     low, high = scale or (-1e99, 1e99)
@@ -151,6 +153,11 @@ class _StopAtFirst(BadRows):
 def bad_rows(on_bad: Bad) -> BadRows:
     """The policy that `--on-bad` names, to be handed to a reader."""
     return BadRows() if on_bad == "skip" else _StopAtFirst()
+
+
+def of_file(path: Path, on_bad: Callable[[BadRow], None]) -> Callable[[BadRow], None]:
+    """`on_bad` for judgments that were read from this file: their places are items, not lines."""
+    return lambda row: on_bad(BadRow(f"{path}: {row.where}", row.what))
 
 
 def is_stream(path: Path) -> bool:

@@ -20,6 +20,7 @@ from opengrm.cli.options import (
     Width,
     bad_rows,
     is_ledger,
+    of_file,
     print_table,
     score_range,
     voting_rule,
@@ -67,7 +68,7 @@ def plan(
     from opengrm.voting.recorded import as_json as source_json
     from opengrm.voting.recorded import collect
     from opengrm.voting.replay import adaptive_rows, cheapest, observed_range, usual_plans
-    from opengrm.voting.revote import GROUPS, Labels
+    from opengrm.voting.revote import GROUPS, Labels, without_meta
     from opengrm.voting.stopping import Stop, check_width
 
     rule = voting_rule(reduce, k_meta, meta_threshold, meta_weights)
@@ -80,8 +81,13 @@ def plan(
     skipped = bad_rows(on_bad)
     labels = Labels() if items is None else Labels.of(read_items(items, skipped))
     with open_judgments(pilot, skipped) as judgments:
-        recorded = collect(judgments, labels.sizes, on_bad=skipped)
+        recorded = collect(judgments, labels.sizes, on_bad=of_file(pilot, skipped))
     skipped.report()
+    judged = [item for source in recorded for block in source.blocks for item in block.items]
+    if items is not None and judged and not any(item in labels.sizes for item in judged):
+        raise UsageError(f"{items}: no item of the pilot; ids are like {judged[0]!r:.80}")
+    if guided:
+        without_meta(block for source in recorded for block in source.blocks)
     latency: dict[tuple[Any, ...], float] = {}
     if is_ledger(pilot):
         with Ledger(pilot, create=False) as ledger:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from opengrm.cli.options import different_files
+from opengrm.cli.options import different_files, printable
+from opengrm.errors import UsageError
 
 
 def report(
@@ -27,8 +29,14 @@ def report(
     from opengrm.reports.eval_page import write_page
     from opengrm.reports.eval_pictures import write_pictures
 
+    if output is not None and output.is_dir():
+        raise UsageError(f"--output {output}: is a folder; give the page's file, such as {output / 'report.html'}")
     different_files({"--output": output} | {str(run / "eval.json"): run / "eval.json" for run in runs})
-    print(write_page(runs, output, items=items))
+
+    def warn(said: str) -> None:
+        print(f"opengrm: warning: {' '.join(printable(said).split())}", file=sys.stderr)
+
+    print(write_page(runs, output, items=items, warn=warn))
     if len(runs) == 1:
         for picture in write_pictures(runs[0]):
             print(picture)

@@ -27,6 +27,7 @@ from opengrm.cli.options import (
     bad_rows,
     different_files,
     is_ledger,
+    of_file,
     print_table,
     score_range,
     stopping_rule,
@@ -98,6 +99,7 @@ def vote(
         opengrm vote run.ledger.db --items items.jsonl --stop posterior
     """
     from opengrm.reading import read_items
+    from opengrm.voting.replay import observed_scores
     from opengrm.voting.revote import Labels, revote, verdicts
 
     if str(output) == "-":
@@ -114,16 +116,19 @@ def vote(
     skipped = bad_rows(on_bad)
     labels = None if items is None else Labels.of(read_items(items, skipped))
     with open_judgments(judgments, skipped) as rows:
-        report = revote(rows, labels, ks=ks, how=rule, subsets=subsets, pool=pool, on_bad=skipped)
+        report = revote(rows, labels, ks=ks, how=rule, subsets=subsets, pool=pool, on_bad=of_file(judgments, skipped))
     skipped.report()
     if not report.counts["judgments"]:
         raise UsageError(f"{judgments}: no judgments")
+    blocks = [b for r in report.recorded for b in r.blocks]
+    most = max(block.samples for block in blocks)
+    if ks is not None and max(ks) > most:
+        typer.echo(f"-k {k}: at most {most} samples are recorded", err=True)
     early = None
     if stop is not None:
         from opengrm.voting.replay import observed_range
         from opengrm.voting.stopping import check_range
 
-        blocks = [b for r in report.recorded for b in r.blocks]
         early = stopping_rule(stop, alpha, width, given or observed_range(blocks), rule)
         assert early is not None
         try:
@@ -135,14 +140,17 @@ def vote(
         from opengrm.jsonl import write_rows
 
         write_rows(output, (v.to_json() for v in verdicts(report.recorded, rule, stop=early, pooled=pool)))
-    adaptive = [] if early is None else _replayed(report, labels, rule, early, pool)
+    seen = observed_scores(blocks)
+    adaptive = [] if early is None or seen is None else _replayed(report, labels, rule, early, pool)
     if as_json:
         row = {**report.to_json(), "skipped_rows": skipped.count}
         print(json.dumps(row if early is None else row | {"adaptive": adaptive}, ensure_ascii=False, allow_nan=False))
     else:
         _show(report, labelled=labels is not None)
-        if early is not None:
-            _show_adaptive(report, adaptive, early, given is None)
+        if early is not None and seen is not None:
+            _show_adaptive(
+                report, adaptive, early, "given" if given else "observed" if seen[0] < seen[1] else "assumed"
+            )
     if plot is not None:
         _plot(plot, report)
 
@@ -163,14 +171,23 @@ def _replayed(report: Report, labels: Labels | None, how: Rule, stop: Stop, pool
     return found
 
 
-def _show_adaptive(report: Report, rows: list[dict[str, Any]], stop: Stop, observed: bool) -> None:
+def _show_adaptive(
+    report: Report, rows: list[dict[str, Any]], stop: Stop, scale: Literal["given", "observed", "assumed"]
+) -> None:
+    """What stopping early would have done; `scale` is where the range of scores is from."""
     from opengrm.reports.tables import adaptive_cells
 
     name_of = _namer(report)
     for row in rows:
         name = " · ".join(part for part in ("stopping early", row["group"], name_of(row)) if part)
         print_table(name, adaptive_cells([row]))
-    where = "the least and the largest recorded; --range gives the judge's" if observed else "as given"
+    if stop.width is None and any(row["group"] == "singles" for row in rows):
+        print("Single responses never stop early without --width: how near the mean must be to that of all votes.")
+    where = {
+        "given": "as given",
+        "observed": "the least and the largest recorded; --range gives the judge's",
+        "assumed": "assumed, since all recorded scores are equal; --range gives the judge's",
+    }[scale]
     print(f"Means over {_DRAWS} orders of the recorded votes; scores from {stop.low:g} to {stop.high:g}, {where}.")
 
 

@@ -141,13 +141,12 @@ def _of_benchmark(runs: Sequence[EvalRun], name: str, most: int) -> _Part:
     texts: dict[str, Row] = {}
     chosen = []
     for run in runs:
-        path = run.file(name, SHOWN)
-        if path.is_file():
-            kept = [row for _, row in read_rows(path, run.bad(name))]
-            texts.update((text(row.get("id")), row) for row in kept)
-            chosen.append(iter([text(row.get("id")) for row in kept]))
-        elif name in run.benchmarks:
-            chosen.append(iter(choose(run.items(name), most)))
+        if name not in run.benchmarks:
+            continue
+        kept = list(run.lines(name, SHOWN))
+        texts.update((text(row.get("id")), row) for row in kept)
+        # Verdicts and votes are worth showing without the texts.
+        chosen.append(iter([text(row.get("id")) for row in kept] or choose(run.items(name), most)))
     wanted: dict[str, None] = {}
     for item in _in_turn(chosen):
         if len(wanted) >= most:
@@ -160,7 +159,7 @@ def _of_benchmark(runs: Sequence[EvalRun], name: str, most: int) -> _Part:
     }
     total: set[str] = set()
     for at, run in enumerate(runs):
-        for row in run.items(name):
+        for row in run.items(name) if name in run.benchmarks else ():
             item = text(row.get("item"))
             total.add(item)
             if item in rows:

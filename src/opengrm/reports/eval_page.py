@@ -10,7 +10,7 @@ that the page's script puts in as text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,23 @@ MOST_SUBSETS = 60  # bars that are shown unasked
 Runs = Sequence[EvalRun]
 
 
-def write_page(folders: Sequence[str | Path], output: str | Path | None = None, *, items: int = MOST_ITEMS) -> Path:
+def write_page(
+    folders: Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    items: int = MOST_ITEMS,
+    warn: Callable[[str], None] = lambda said: None,
+) -> Path:
     """Write the page of these runs; the first folder's report.html where `output` is None.
 
     Args:
         folders: of runs, at least one, all different.
         output: where to write.
         items: most items that can be read on the page.
+        warn: called with one sentence if there is what could not be read; the page says it, too.
 
     Raises:
-        UsageError: a folder holds no run.
+        UsageError: a folder holds no run, or a damaged one.
     """
     runs = read_runs([Path(folder) for folder in folders])
     names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
@@ -58,7 +65,9 @@ def write_page(folders: Sequence[str | Path], output: str | Path | None = None, 
     damaged = list(dict.fromkeys(f"{run.label}: {what}" for run in runs for what in run.damaged))
     if damaged:
         more = f" and {len(damaged) - 10:,} more" if len(damaged) > 10 else ""
-        parts.insert(1, f'<p class="note">Could not be read: {cell("; ".join(damaged[:10]))}{more}.</p>')
+        said = f"Could not be read: {'; '.join(damaged[:10])}{more}."
+        parts.insert(1, f'<p class="note">{cell(said)}</p>')
+        warn(said)
     body = "\n".join(filter(None, parts))
     path = Path(output) if output is not None else runs[0].folder / PAGE
     path.write_bytes(document(title, body, css=_part("eval_page.css"), script=_part("eval_page.js")))
@@ -167,6 +176,10 @@ def _benchmark(runs: Runs, name: str) -> Html:
         values = dict.fromkeys(text(_figures(run, name).get(key)) for _, run in judged)
         said[key] = ", ".join(filter(None, values)) or "-"
     said["items"] = ", ".join(dict.fromkeys(count(number(_figures(run, name).get("items"))) for _, run in judged))
+    skipped = [table(_figures(run, name).get("skipped")) for _, run in judged]
+    for kind in ("rows", "judgments"):
+        if any(number(row.get(kind)) for row in skipped):
+            said[f"bad {kind} skipped"] = ", ".join(count(number(row.get(kind))) for row in skipped)
     parts = [
         fact_list(said),
         legend([run.label for run in runs]),
@@ -186,7 +199,9 @@ def _metrics(judged: Sequence[tuple[int, EvalRun]], name: str) -> Html | str:
     for metric in metrics:
         values = [table(_figures(run, name).get("metrics")).get(metric) for _, run in judged]
         ns = dict.fromkeys(count(number(table(value).get("n"))) for value in values)
-        lines.append([metric, *(_metric(metric, value) for value in values), ", ".join(ns)])
+        shown = [_metric(metric, value) for value in values]
+        if any(value != "-" for value in shown):  # a matrix or a curve is no cell
+            lines.append([metric, *shown, ", ".join(ns)])
     heads = ["metric", *(run.label for _, run in judged), "n"] if len(judged) > 1 else ["metric", "value\n[95 %]", "n"]
     return html_table(heads, lines) if lines else ""
 
@@ -235,7 +250,7 @@ def _subsets(judged: Sequence[tuple[int, EvalRun]], name: str, several: bool) ->
 
 
 def _curves(judged: Sequence[tuple[int, EvalRun]], name: str) -> Html | str:
-    """Accuracy against k, tokens and seconds."""
+    """Accuracy against k, tokens and seconds; not where there is one place on the axis, and so no curve."""
     pictures = []
     for key, label in AXES.items():
         series = []
@@ -249,7 +264,7 @@ def _curves(judged: Sequence[tuple[int, EvalRun]], name: str) -> Html | str:
                     points.append(Point(x, y["mean"], y["low"], y["high"], said))
             if points:
                 series.append((place, points))
-        if series:
+        if len({point.x for _, points in series for point in points}) > 1:
             caption = f"Accuracy % against {label}"
             svg = curves_svg(series, x_label=label, alt=f"{name}: {caption}", whole=key == "k")
             pictures.append(figure(svg, caption))

@@ -48,6 +48,7 @@ def _curves(run: EvalRun, name: str) -> Any:
             cost = number(row.get(key))
             if cost is not None and cost > 0 and y is not None:
                 found.setdefault(key, []).append((cost, y["mean"], y["low"], y["high"]))
+    found = {key: points for key, points in found.items() if len({point[0] for point in points}) > 1}
     if not found:
         return None
     figure = _figure(3.6 * len(found) + 0.4, 3.4)

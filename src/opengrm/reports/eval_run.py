@@ -78,15 +78,17 @@ class EvalRun:
         return lambda row: self.damaged.append(f"{benchmark}/{Path(row.where).name}")
 
     def items(self, benchmark: str) -> Iterator[Row]:
-        """The lines of a benchmark's items; none where there is no file, up to one that cannot be read."""
-        path = self.file(benchmark, ITEMS)
-        if not path.is_file():
-            return
+        """The lines of a benchmark's items, without those that cannot be read."""
+        return self.lines(benchmark, ITEMS)
+
+    def lines(self, benchmark: str, name: str) -> Iterator[Row]:
+        """The lines of a file of a benchmark; what cannot be read, is not there or is empty is named on the page."""
+        path = self.file(benchmark, name)
         try:
             for _, row in read_rows(path, self.bad(benchmark)):
                 yield row
-        except OpenGRMError:
-            self.damaged.append(f"{benchmark}/{ITEMS}")
+        except OpenGRMError as error:
+            self.damaged.append(f"{benchmark}/{name} ({str(error).removeprefix(f'{path}: ')})")
 
 
 def judged_by(judgment: Judgment) -> dict[str, Any]:
@@ -108,7 +110,8 @@ def read_runs(folders: list[Path]) -> list[EvalRun]:
     """The runs in these folders, with labels that tell them apart.
 
     Raises:
-        UsageError: a folder holds no eval.json, or one that is no JSON object, or is given twice.
+        UsageError: a folder holds no eval.json, or one that is not of the form that `opengrm eval` writes, or is
+            given twice.
     """
     found = [(folder, _result(folder)) for folder in folders]
     places = [folder.resolve() for folder in folders]
@@ -121,7 +124,7 @@ def read_runs(folders: list[Path]) -> list[EvalRun]:
         label = name if names.count(name) == 1 else f"{name} ({at.name})"
         if label in [run.label for run in runs]:
             label = f"{label} {len(runs) + 1}"
-        benchmarks = {str(bench): table(figures) for bench, figures in table(result.get("benchmarks")).items()}
+        benchmarks = _benchmarks(folder / RESULT, result.get("benchmarks"))
         about = {key: value for key, value in result.items() if key != "benchmarks"}
         runs.append(EvalRun(folder, label, about, benchmarks))
     return runs
@@ -138,6 +141,17 @@ def _result(folder: Path) -> dict[str, Any]:
     if not isinstance(result, dict):
         raise UsageError(f"{path}: expected a JSON object as `opengrm eval` writes it")
     return result
+
+
+def _benchmarks(path: Path, value: object) -> dict[str, Row]:
+    """The figures by benchmark. Raises UsageError."""
+    again = "must be an object; run opengrm eval again"
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{path}: 'benchmarks' {again}")
+    for bench, figures in value.items():
+        if not isinstance(figures, Mapping):
+            raise UsageError(f"{path}: 'benchmarks'.'{bench:.80}' {again}")
+    return {str(bench): table(figures) for bench, figures in value.items()}
 
 
 # --- values that may be of any type -----------------------------------------------------------------------------

@@ -192,11 +192,17 @@ def _common(stop: Stop, n: int) -> Stop:
     return replace(stop, width=None) if n == 1 else replace(stop, alpha=0.05, width=None)
 
 
+def observed_scores(blocks: Sequence[Block]) -> tuple[float, float] | None:
+    """The least and the largest recorded score; None without one."""
+    seen = [b.scores_IKN for b in blocks if b.n and b.valid_IK.any()]
+    if not seen:
+        return None
+    return min(float(np.nanmin(scores)) for scores in seen), max(float(np.nanmax(scores)) for scores in seen)
+
+
 def observed_range(blocks: Sequence[Block]) -> tuple[float, float]:
     """The least and the largest recorded score; 0 and 1 added where all are equal or none is there."""
-    seen = [b.scores_IKN for b in blocks if b.n and b.valid_IK.any()]
-    low = min((float(np.nanmin(scores)) for scores in seen), default=0.0)
-    high = max((float(np.nanmax(scores)) for scores in seen), default=1.0)
+    low, high = observed_scores(blocks) or (0.0, 1.0)
     return (low, high) if low < high else (min(low, 0.0), max(high, 1.0))
 
 

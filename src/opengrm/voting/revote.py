@@ -139,7 +139,7 @@ def revote(
     recorded = collect(judgments, labels.sizes, pool=pool, on_bad=on_bad)
     counts = _counts(recorded, labels)
     if isinstance(how, Guide):
-        counts["without_meta"] = _without_meta(recorded)
+        counts["without_meta"] = without_meta(b for source in recorded for b in source.blocks)
     rows, positions, agreements, unmet = [], [], [], []
     for source in recorded:
         name = as_json(source.source)
@@ -269,14 +269,19 @@ def _counts(recorded: Sequence[Recorded], labels: Labels) -> dict[str, int]:
     }
 
 
-def _without_meta(recorded: Sequence[Recorded]) -> int:
-    """How many valid judgments have no meta score."""
-    blocks = [b for source in recorded for b in source.blocks]
-    valid = sum(int(b.valid_IK.sum()) for b in blocks)
-    without = sum(int((b.valid_IK & np.isnan(b.meta_IK)).sum()) for b in blocks)
+def without_meta(blocks: Iterable[Block]) -> int:
+    """How many valid judgments have no meta score.
+
+    Raises:
+        UsageError: none has one, so that a guided vote would be a plain one.
+    """
+    valid = without = 0
+    for block in blocks:
+        valid += int(block.valid_IK.sum())
+        without += int((block.valid_IK & np.isnan(block.meta_IK)).sum())
     if valid and without == valid:
         raise UsageError("no judgment has a meta score: opengrm judge --meta gives them, or use another --reduce")
     return without
 
 
-__all__ = ["GROUPS", "Labels", "Report", "Source", "revote", "verdicts"]
+__all__ = ["GROUPS", "Labels", "Report", "Source", "revote", "verdicts", "without_meta"]
