@@ -328,7 +328,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
             "not for the vote",
         ),
         (["judge", tmp_path / "items.jsonl", "--budget-votes", "9"], "go with --stop"),
-        (["judge", tmp_path / "items.jsonl", "--stop", "exact", "--alpha", "3"], "between 0 and 1"),
+        (["judge", tmp_path / "items.jsonl", "--stop", "posterior", "--alpha", "3"], "between 0 and 1"),
         (["judge", tmp_path / "items.jsonl", "--judge", "bt", "--model", "x", "--stop", "exact"], "same scores"),
     ):
         assert said in run(*words)[1]
