@@ -241,6 +241,38 @@ def test_attention_without_a_kernel_is_accurate_in_half_precision(dtype: str) ->
     assert (out - exact).abs().max() <= bound
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("queries", "keys", "skipped"), [(1, 1, 0), (2, 37, 5), (4, 700, 600), (70, 129, 0)])
+def test_attention_of_cuda_devices(dtype: str, queries: int, keys: int, skipped: int) -> None:
+    """Keys and masks are views that begin anywhere, as the loop's are."""
+    torch.manual_seed(0)
+    kind = getattr(torch, dtype)
+    query, key, value = (torch.randn(3, 2, n, 64, device="cuda", dtype=kind) for n in (queries, keys + 7, keys + 7))
+    key, value = key[:, :, 7:], value[:, :, 7:]
+    held = torch.zeros(3, 1, 1, keys + 7, device="cuda", dtype=kind)
+    held[0, ..., : 7 + skipped] = float("-inf")
+    for mask in (None, held[..., 7:]):
+        out, lse = attention_and_lse(query, key, value, 0.125, mask)
+        scores = query.double() @ key.double().transpose(-1, -2) * 0.125 + (0 if mask is None else mask.double())
+        assert torch.allclose(lse.double(), scores.logsumexp(-1), atol=1e-4 if dtype == "float32" else 1e-2)
+        exact = scores.softmax(-1) @ value.double()
+        assert (out - exact).abs().max() <= 10 * torch.finfo(kind).eps * exact.abs().max()
+        assert out.dtype == kind
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Qwen3Moe"])
+def test_decoding_on_a_cuda_device(family: str) -> None:
+    model = build_model(family, **FAST[family])
+    jobs = [Job(t, p, (1, 2), Sampling(0, max_tokens=20)) for t, p in enumerate(random_prompts(9, 25, 13, 24, 23))]
+    expected = collect(model, jobs, max_batch=4)
+    model = model.to("cuda")
+    for shared in (True, False):
+        found = collect(model, jobs, max_batch=4, fast=shared)
+        assert {k: s.token_ids for k, s in found.items()} == {k: s.token_ids for k, s in expected.items()}
+
+
 def test_decoding_with_the_attention_of_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("Qwen3")
     jobs = [Job(t, p, (1, 2), Sampling(0, max_tokens=10)) for t, p in enumerate(random_prompts(9, 25, 13))]

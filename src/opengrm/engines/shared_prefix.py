@@ -108,7 +108,7 @@ class _Bundle:
         self.keys_GHPD = [k[index, :, :longest] for k in self.keys_GHPD]
         self.values_GHPD = [v[index, :, :longest] for v in self.values_GHPD]
         if self.mask_G11P is not None:
-            self.mask_G11P = self.mask_G11P[index, :, :, :longest]
+            self.mask_G11P = aligned(self.mask_G11P[index, :, :, :longest])
 
 
 class SharedPrefixRows:
@@ -127,6 +127,7 @@ class SharedPrefixRows:
         self.keys_RHWD: list[Tensor] = []
         self.values_RHWD: list[Tensor] = []
         self.mask_R11W: Tensor | None = None
+        self._own_mask: Tensor | None = None  # this step's part of it
         self.order: Tensor | None = None
         self._first = 0  # the first column in use
         self._prefilling: _Bundle | None = None
@@ -163,6 +164,8 @@ class SharedPrefixRows:
         if self.keys_RHWD and self.column == self.keys_RHWD[0].shape[2]:
             self._make_room()
             self._plan()
+        used = slice(self._first, self.column + 1)
+        self._own_mask = None if self.mask_R11W is None else aligned(self.mask_R11W[..., used])
         with _attending(self):
             output = self.model(
                 input_ids=tokens_R[:, None],
@@ -217,7 +220,7 @@ class SharedPrefixRows:
         if min(lengths) < longest:
             padding_GP = torch.arange(longest)[None] >= torch.tensor(lengths)[:, None]
             mask_GP = torch.zeros(padding_GP.shape, dtype=self.inner.dtype).masked_fill_(padding_GP, float("-inf"))
-            bundle.mask_G11P = mask_GP[:, None, None].to(self.device)
+            bundle.mask_G11P = aligned(mask_GP[:, None, None].to(self.device))
         return bundle
 
     def _make_room(self) -> None:
@@ -290,9 +293,8 @@ class SharedPrefixRows:
         scale = size**-0.5 if scaling is None else scaling
         query_RHQD = query.view(rows, heads, -1, size)
         used = slice(self._first, self.column + 1)
-        mask = None if self.mask_R11W is None else self.mask_R11W[..., used]
         own, own_lse = attention_and_lse(
-            query_RHQD, keys_RHWD[:rows, :, used], values_RHWD[:rows, :, used], scale, mask
+            query_RHQD, keys_RHWD[:rows, :, used], values_RHWD[:rows, :, used], scale, self._own_mask
         )
         parts = [self._attend_bundle(bundle, layer, query_RHQD, scale) for bundle in self.bundles if bundle.width]
         shared, shared_lse = parts[0] if len(parts) == 1 else _joined(parts)
@@ -338,7 +340,37 @@ def attention_and_lse(
             query, key, value, 0.0, False, attn_mask=mask, scale=scale
         )
         return out, lse
+    if query.device.type == "cuda" and query.shape[-1] % 8 == 0 and value.shape[-1] % 8 == 0:
+        return attention_by_cutlass(query, key, value, scale, mask)
     return attention_by_definition(query, key, value, scale, mask)
+
+
+def attention_by_cutlass(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`attention_and_lse` by the one of PyTorch's CUDA kernels that takes a mask and gives log-sum-exps.
+
+    Head sizes are multiples of 8. The kernel pads the log-sum-exps to whole blocks of queries.
+    """
+    bias = None
+    if mask is not None:
+        shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        bias = aligned(mask.to(query.dtype)).expand(shape)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, scale=scale)
+    return out, lse[..., : query.shape[2]]
+
+
+def aligned(mask: Tensor) -> Tensor:
+    """The mask, on a CUDA device with rows that begin where its kernel can read them: at multiples of 16 numbers.
+
+    Args:
+        mask: (B, 1, 1, N); copied only where it must be.
+    """
+    if mask.device.type != "cuda" or (mask.storage_offset() % 16 == 0 and mask.stride(0) % 16 == 0):
+        return mask
+    columns = mask.shape[-1]
+    held = mask.new_zeros((*mask.shape[:-1], -(-columns // 16) * 16))[..., :columns]
+    return held.copy_(mask)
 
 
 def attention_by_definition(
