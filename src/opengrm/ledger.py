@@ -211,9 +211,9 @@ class Ledger:
             try:
                 rows = ((key, model, meta) for key, meta in metas.items())
                 self._db.executemany("INSERT OR REPLACE INTO metas VALUES (?,?,?)", rows)
-                updates = ((_encode(j.to_json()), j.key, j.item) for j in judgments if j.key is not None)
                 self._db.executemany(
-                    "UPDATE judgments SET row = ?1 WHERE key = ?2 AND item = ?3 AND row <> ?1", updates
+                    "UPDATE judgments SET row = :row WHERE key = :key AND item = :item AND row <> :row",
+                    ({"row": _encode(j.to_json()), "key": j.key, "item": j.item} for j in judgments if j.key),
                 )
             except BaseException:
                 self._db.execute("ROLLBACK")
