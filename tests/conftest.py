@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Numbers are compared to many places, and what two processes train on one GPU is refused by NCCL: the tests are for
+# CPUs, wherever they run, and those of tests/test_cuda.py ask for the GPU.
+if not os.environ.get("OPENGRM_CUDA"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 settings.register_profile("untimed", deadline=None)  # no test may fail because the machine is busy
 settings.load_profile("untimed")
 

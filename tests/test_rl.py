@@ -15,7 +15,7 @@ from instant_engine import InstantEngine
 from tiny_models import build_checkpoint, build_model
 
 from opengrm.engines.base import Request, Sampling
-from opengrm.errors import UsageError
+from opengrm.errors import EngineError, UsageError
 from opengrm.items import Item, Message
 from opengrm.templates import get_template
 from opengrm.templates.base import Parsed
@@ -476,6 +476,36 @@ def test_the_reward_climbs(checkpoint: Path, tmp_path: Path) -> None:
     found = [row["correct"] for row in metrics(tmp_path / "x")]
     assert sum(found[:3]) / 3 < 0.6
     assert sum(found[-3:]) / 3 > 0.9
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_training_in_bfloat16(checkpoint: Path, tmp_path: Path, own: bool) -> None:
+    """Float32 weights that compute in bfloat16, in the sampler too: it draws from what is trained."""
+    settings = with_(SMALL, steps=2, precision="bfloat16", rollouts="own" if own else "trl", save_every=100)
+    train([pair(i) for i in range(16)], checkpoint, tmp_path / "x", settings, template=Letter())
+    rows = metrics(tmp_path / "x")
+    assert len(rows) == 2
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        ("too_long: the prompt has 9 tokens", UsageError, "too_long: the prompt has 9 tokens: leave out items that"),
+        ("server: numbers that are not finite", EngineError, "a rollout failed at step 0: server: numbers that are"),
+    ],
+)
+def test_rollouts_that_fail_say_why(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, kind: type[Exception], said: str
+) -> None:
+    from opengrm.engines import decoding
+
+    def broken(model: Any, prompts: Any, seeds: Any, *words: Any, **values: Any) -> list[list[decoding.Sample]]:
+        return [[decoding.Sample(0, i, (), "error", None, 0.0, error) for i, _ in enumerate(each)] for each in seeds]
+
+    monkeypatch.setattr(decoding, "sample", broken)
+    with pytest.raises(kind, match=said):
+        train([pair(i) for i in range(16)], checkpoint, tmp_path / "x", SMALL, template=Letter())
 
 
 def test_lora_is_merged_into_an_ordinary_checkpoint(checkpoint: Path, tmp_path: Path) -> None:

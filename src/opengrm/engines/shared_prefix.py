@@ -429,6 +429,11 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    device = query.device.type
+    if torch.is_autocast_enabled(
+        device
+    ):  # PyTorch's own attention does this by itself, the kernels called here do not
+        query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     return _ACTIVE.get().attend(module, query, key, value, scaling), None
 
 

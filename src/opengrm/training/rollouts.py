@@ -13,7 +13,7 @@ from typing import Any
 
 from opengrm.engines.base import Sampling
 from opengrm.engines.chat import ChatTokenizer
-from opengrm.errors import UsageError
+from opengrm.errors import EngineError, UsageError
 from opengrm.items import Message, content_hash
 
 Rollout = Callable[[list[list[dict[str, str]]], Any], dict[str, Any]]
@@ -39,6 +39,7 @@ def own_rollouts(chat: ChatTokenizer, sampling: Sampling, seed: int, max_batch: 
     Raises (when called):
         UsageError: the model's weights are sharded over processes, which the sampler cannot step through together, or
             a prompt leaves no room in the model's context.
+        EngineError: the model's numbers are not finite.
     """
     from opengrm.engines.decoding import Sample
     from opengrm.engines.decoding import sample as decode
@@ -61,8 +62,11 @@ def own_rollouts(chat: ChatTokenizer, sampling: Sampling, seed: int, max_batch: 
         ) as model:
             found = decode(model, tokens, seeds, sampling, stop_ids=trainer.eos_token_ids, max_batch=max_batch)
         samples: list[Sample] = [s for of_group in found for s in of_group]
-        if any(s.finish == "error" for s in samples):
-            raise UsageError("a prompt fills the model's context: leave out items that long")
+        broken = next((s.error for s in samples if s.error is not None), None)
+        if broken is not None and broken.startswith("too_long"):
+            raise UsageError(f"{broken}: leave out items that long")
+        if broken is not None:
+            raise EngineError(f"a rollout failed at step {trainer.state.global_step}: {broken}")
         trainer.note("seconds/rollout", time.perf_counter() - began)
         return {
             "prompt_ids": [

@@ -38,7 +38,7 @@ from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.training.checkpoint import check_weights
 from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
 from opengrm.training.scalar_examples import Collator, Encoded, Read, drawn, encode_examples
-from opengrm.training.stage import PATIENCE, check_finite, differing, make_folder, read_json, write_json
+from opengrm.training.stage import PATIENCE, check_finite, differing, has_bfloat16, make_folder, read_json, write_json
 
 OnProgress = Callable[[int, int, str], None]
 EXAMPLES, METRICS = "examples.jsonl", "metrics.jsonl"
@@ -203,7 +203,6 @@ def train_scalar(
         raise _nothing_to_learn(folder, missing, {**report["left_out"], "too long": too_long})
 
     # 3. Training.
-    has_gpu = torch.cuda.is_available()
     lean: dict[str, Any] = {"gradient_checkpointing": True} if settings.checkpointing else {}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -217,7 +216,7 @@ def train_scalar(
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=1.0,
-        bf16=has_gpu and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16,
+        bf16=has_bfloat16() if settings.bf16 is None else settings.bf16,
         **lean,
         eval_strategy="steps" if len(dev) else "no",
         eval_steps=settings.eval_every,
@@ -230,7 +229,7 @@ def train_scalar(
         label_names=["labels"],
         report_to=[],
         disable_tqdm=True,
-        use_cpu=not has_gpu and not torch.backends.mps.is_available(),
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
     )
     trainer: Any = _trainer(
         settings,

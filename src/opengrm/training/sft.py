@@ -33,7 +33,7 @@ from opengrm.errors import EngineError, MissingExtra, UsageError
 from opengrm.items import conversation
 from opengrm.training.checkpoint import end_token, give_chat_template, lora, remove, write_checkpoint
 from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
-from opengrm.training.stage import PATIENCE, begin, check_finite, check_reporters, read_json, write_json
+from opengrm.training.stage import PATIENCE, begin, check_finite, check_reporters, has_bfloat16, read_json, write_json
 
 IGNORED = -100
 MODEL, CHECKPOINTS, METRICS = "model", "checkpoints", "metrics.jsonl"
@@ -211,7 +211,7 @@ def _train(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.checkpointing,
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=has_bfloat16(),
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         train_sampling_strategy="sequential",  # the order is `draws`, whatever the number of processes

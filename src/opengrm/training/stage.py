@@ -117,10 +117,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether training computes in bfloat16 unless told otherwise: on a GPU that has it."""
+    """Whether training computes in bfloat16 unless told otherwise: on a GPU that has it, where that is the device."""
     import torch
+    from accelerate import PartialState
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return PartialState().device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def is_main() -> bool:
