@@ -163,7 +163,8 @@ def sampling_rows(name: str, size: dict[str, Any], device: str, rounds: int, new
             under = runs["generate"]
             if all("error" not in one for one in under):
                 row["ratio_generate"] = statistics.median(
-                    a["seconds"] / b["seconds"] for a, b in zip(under, found)  # noqa: B905 - a round that was not run again
+                    a["seconds"] / b["seconds"]
+                    for a, b in zip(under, found)  # noqa: B905 - a round that was not run again
                 )
             print(row, flush=True)
             yield row
