@@ -5,9 +5,11 @@
     {"question_id": "q", "model_name": "x", "prompt": "2+2?", "response_1": "4", ..., "response_32": "5",
      "scores": [true, ..., false], "conflict_pairs": [[0, 31]]}
 
-Rules. Preference: accuracy over the pairs with a winner. Correctness: accuracy over each data set's `conflict_pairs`
-(one right, one wrong), and the plain mean of the five data sets. Best-of-k curve: the expected correctness of the
-response that the scores pick among k random ones of the 32, exact over all subsets, ties shared; `end` is its value
+Rules. Preference: accuracy over the pairs with a winner, and the agreement on the ranking of the models
+(`benchmarks.battles`; of the paper's figures, separability, confidence agreement and the Brier score of ratings are
+not here: its description leaves them open). Correctness: accuracy over each data set's `conflict_pairs` (one right,
+one wrong), and the plain mean of the five data sets. Best-of-k curve: the expected correctness of the response that
+the scores pick among k random ones of the 32, exact over all subsets, ties shared; `end` is its value
 at 32, `max` its highest, `loss` its mean squared distance to the curve of a perfect judge (the paper's three best-of-k
 measures, arXiv 2410.14872, by its description: not checked against the authors' code); `auc` is the mean ROC-AUC
 within prompts.
@@ -44,6 +46,7 @@ from opengrm.benchmarks.base import (
     share_of,
     squeezed,
 )
+from opengrm.benchmarks.battles import ranking_figures
 from opengrm.items import Item
 from opengrm.jsonl import Row
 from opengrm.rows import ppe_human, ppe_list
@@ -186,10 +189,10 @@ def _conflicts(target: Target) -> int:
 
 
 def preference_rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
-    """Accuracy over all pairs, and over those of each kind of prompt that the rows tell apart."""
+    """Accuracy over all pairs and over those in English, and how the judge ranks the models that fought."""
     found = micro(outcomes, valid_only)
     english = share((o for o in outcomes if o.target.subset == "English"), valid_only)
-    return found._replace(metrics={**found.metrics, "English": english})
+    return found._replace(metrics={**found.metrics, "English": english, **ranking_figures(outcomes, valid_only)})
 
 
 def correctness_chance(target: Target) -> float:
