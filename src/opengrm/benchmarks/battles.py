@@ -83,9 +83,10 @@ def _figure(values: list[float], models: int) -> dict[str, Any] | None:
 def wins(sides_I2: npt.NDArray[np.int64], won_I: Floats, weights_I: Floats, models: int) -> Floats:
     """How often each model (row) won against each other (column); `won_I` is the first side's share of a win."""
     places_I, turned_I = sides_I2 @ [models, 1], sides_I2 @ [1, models]
-    won = np.bincount(places_I, weights_I * won_I, models**2)
-    lost = np.bincount(turned_I, weights_I * (1 - won_I), models**2)
-    return (won + lost).reshape(models, models)
+    table_MM = np.zeros((models, models))
+    table_MM += np.bincount(places_I, weights_I * won_I, models**2).reshape(models, models)
+    table_MM += np.bincount(turned_I, weights_I * (1 - won_I), models**2).reshape(models, models)
+    return table_MM
 
 
 def bradley_terry(wins_MM: Floats) -> Floats:

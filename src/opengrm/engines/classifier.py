@@ -94,15 +94,15 @@ class Classifier:
             raise UsageError(f"a batch of {max_batch} with {max_tokens} tokens: expected at least 1 of each")
         if dtype not in DTYPES:
             raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-        from opengrm.engines.transformers import _device, _quietly
+        from opengrm.engines.transformers import chosen_device, quietly
 
         folder, name = find_model(model, revision=revision, code=trust_remote_code)
         check_classifier(folder)
-        where = _device(device)
+        where = chosen_device(device)
         precision: Any = torch.float32 if dtype == "auto" and where == "cpu" else dtype
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
         try:
-            with _quietly(transformers):
+            with quietly(transformers):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
                 found: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
                     folder, dtype=precision, use_safetensors=True, output_loading_info=True, **options
@@ -284,13 +284,13 @@ def packed(batch: Sequence[Sequence[int]], prompts: Sequence[Hashable], pad: int
 
     from opengrm.engines.packed import lay_out
 
-    rows = [_until_last(ids, pad) for ids in batch]
+    rows = [until_last(ids, pad) for ids in batch]
     numbers: dict[Hashable, int] = {}
     group_B = [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
     members: list[list[tuple[int, ...]]] = [[] for _ in numbers]
     for row, group in zip(rows, group_B, strict=True):
         members[group].append(row)
-    shared = [_common(group) for group in members]
+    shared = [common_prefix(group) for group in members]
     heads = padded([group[0][:length] for group, length in zip(members, shared, strict=True)], pad)
     tails = padded([row[shared[group] :] for row, group in zip(rows, group_B, strict=True)], pad)
     return lay_out(
@@ -302,13 +302,13 @@ def packed(batch: Sequence[Sequence[int]], prompts: Sequence[Hashable], pad: int
     )
 
 
-def _until_last(ids: Sequence[int], pad: int) -> tuple[int, ...]:
+def until_last(ids: Sequence[int], pad: int) -> tuple[int, ...]:
     """The tokens up to the one that transformers pools: the last that is not the padding token, else the first."""
     end = next((end for end in range(len(ids), 0, -1) if ids[end - 1] != pad), 1)
     return tuple(ids[:end])
 
 
-def _common(rows: Sequence[tuple[int, ...]]) -> int:
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
     """How many first tokens all rows have in common, with at least one left of each."""
     low, high = min(rows), max(rows)  # what the first and the last in order share, all share
     most = min(map(len, rows)) - 1
@@ -320,7 +320,7 @@ def _saved(rows: Sequence[tuple[int, ...]], prompts: Mapping[tuple[int, ...], Ha
     members: dict[Hashable, list[tuple[int, ...]]] = {}
     for row in rows:
         members.setdefault(prompts[row], []).append(row)
-    saved = sum((len(group) - 1) * _common(group) for group in members.values() if len(group) > 1)
+    saved = sum((len(group) - 1) * common_prefix(group) for group in members.values() if len(group) > 1)
     return saved / max(1, sum(map(len, rows)))
 
 

@@ -70,13 +70,13 @@ class TransformersEngine:
             raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
         folder, name = find_model(model, revision=revision, code=trust_remote_code)
         check_folder(folder)
-        where = _device(device)
+        where = chosen_device(device)
         precision: Any = dtype
         if dtype == "auto" and where == "cpu":
             precision = torch.float32
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
         try:
-            with _quietly(transformers):
+            with quietly(transformers):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
                 found: Any = transformers.AutoModelForCausalLM.from_pretrained(
                     folder, dtype=precision, use_safetensors=True, output_loading_info=True, **options
@@ -177,7 +177,7 @@ class TransformersEngine:
 
 
 @contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
+def quietly(transformers: Any) -> Iterator[None]:
     """Without transformers' progress bars, which would get into the way of the caller's own."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
@@ -189,7 +189,12 @@ def _quietly(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(device: str) -> str:
+def chosen_device(device: str) -> str:
+    """The torch device that is meant: "auto" is CUDA, else Apple's GPU, else the CPU.
+
+    Raises:
+        EngineError: it cannot be used here.
+    """
     import torch
 
     if device == "auto":

@@ -22,7 +22,7 @@ from opengrm.engines.base import Completion, Engine, Request, Sampling
 from opengrm.errors import EngineError
 from opengrm.items import Item, Message, content_hash
 from opengrm.judges.base import OnJudgment
-from opengrm.judges.grm import _joined, _Sample
+from opengrm.judges.grm import Planned, joined_parts
 from opengrm.judges.repeated import too_long
 from opengrm.judgments import Judgment
 from opengrm.ledger import Ledger
@@ -123,7 +123,7 @@ class CLoud:
             {} if self.ledger is None else self.ledger.get([s.key for s in samples], item.id)
             for item, samples in planned
         ]
-        new: dict[str, tuple[Item, _Sample]] = {}  # by key: equal content under two ids is judged once
+        new: dict[str, tuple[Item, Planned]] = {}  # by key: equal content under two ids is judged once
         for (item, samples), known in zip(planned, done, strict=True):
             for sample in samples:
                 if sample.key not in known:
@@ -144,7 +144,7 @@ class CLoud:
                     on_judgment(judgment, seconds)
         return [(item, [known[s.key] for s in samples]) for (item, samples), known in zip(planned, done, strict=True)]
 
-    def _sample(self, item: Item, index: int) -> _Sample:
+    def _sample(self, item: Item, index: int) -> Planned:
         """One planned judgment: its prompts, or why the template cannot show a response; its key."""
         prompts: tuple[tuple[Message, ...], ...] = ()
         error = None
@@ -155,11 +155,11 @@ class CLoud:
         shown = [[m.to_json() for m in prompt] for prompt in prompts]
         settings = (self.sampling.temperature, self.sampling.top_p, self.sampling.max_tokens)
         key = content_hash("cloud", self._model, self._name, item.key, shown, settings, index)
-        return _Sample(index, tuple(range(item.n)), key, prompts, error)
+        return Planned(index, tuple(range(item.n)), key, prompts, error)
 
-    def _write(self, samples: Sequence[_Sample]) -> None:
+    def _write(self, samples: Sequence[Planned]) -> None:
         """Have the critic write all critiques of these samples: a request for each distinct prompt."""
-        targets: dict[tuple[Message, ...], list[tuple[_Sample, int]]] = {}
+        targets: dict[tuple[Message, ...], list[tuple[Planned, int]]] = {}
         for sample in samples:
             for part, prompt in enumerate(sample.prompts):
                 targets.setdefault(prompt, []).append((sample, part))
@@ -176,7 +176,7 @@ class CLoud:
                 sample, part = parts[completion.request][completion.index]
                 sample.completions[part] = completion
 
-    def _scored(self, work: Sequence[tuple[Item, _Sample]]) -> dict[str, Judgment]:
+    def _scored(self, work: Sequence[tuple[Item, Planned]]) -> dict[str, Judgment]:
         """The judgments of these samples, by key: one pass of the head over all whose critiques are all there."""
         errors = {sample.key: self._error(sample) for _, sample in work}
         read = {
@@ -194,7 +194,7 @@ class CLoud:
             found[sample.key] = self._judgment(item, sample, own, errors[sample.key])
         return found
 
-    def _error(self, sample: _Sample) -> str | None:
+    def _error(self, sample: Planned) -> str | None:
         """Why a sample has no scores, before the head is asked: the first of its critiques that is missing."""
         errors = (self._missing(sample.completions[part]) for part in range(len(sample.prompts)))
         return next((error for error in errors if error is not None), sample.error)
@@ -207,13 +207,13 @@ class CLoud:
         error = self.template.parse(completion.text, 1).error
         return None if error == UNSCORED else error
 
-    def _judgment(self, item: Item, sample: _Sample, readings: Sequence[Reading], error: str | None) -> Judgment:
+    def _judgment(self, item: Item, sample: Planned, readings: Sequence[Reading], error: str | None) -> Judgment:
         scores = tuple(reading.logit for reading in readings if reading.logit is not None)
         if error is None and len(scores) < item.n:
             place, longest = max(enumerate(readings, start=1), key=lambda pair: pair[1].tokens)
             error = too_long(f"response {place} with its critique", longest, self.head.context)
         completions = [sample.completions[part] for part in range(len(sample.prompts))]
-        text = _joined([c.text for c in completions])
+        text = joined_parts([c.text for c in completions])
         return Judgment(
             item=item.id,
             scores=scores if error is None else None,

@@ -110,7 +110,7 @@ class GRM:
                 return
             work, missing = self._plan(*asked)
             opened.works.append(work)
-            prompts: dict[tuple[Message, ...], list[tuple[_Sample, int]]] = {}
+            prompts: dict[tuple[Message, ...], list[tuple[Planned, int]]] = {}
             for sample in missing:
                 if sample.error is not None:
                     self._keep(self._judgment(work, sample), work, opened)
@@ -125,12 +125,12 @@ class GRM:
                 seeds = tuple(sample.seed(part) for sample, part in targets)
                 yield Request(number, messages, seeds, self.sampling)
 
-    def _plan(self, item: Item, k: int) -> tuple[_Work, list[_Sample]]:
+    def _plan(self, item: Item, k: int) -> tuple[_Work, list[Planned]]:
         """An item with the samples that the ledger holds, and the other ones of its k planned samples."""
         orders = [tuple(range(item.n))] * k if self.template.solo else plan_orders(item.n, k, item.key, self.orders)
         rendered = {order: self._render(item, order) for order in dict.fromkeys(orders)}
         hashes = {order: content_hash([[m.to_json() for m in p] for p in rendered[order][0]]) for order in rendered}
-        samples = [_Sample(j, o, self._key(item, o, hashes[o], j), *rendered[o]) for j, o in enumerate(orders)]
+        samples = [Planned(j, o, self._key(item, o, hashes[o], j), *rendered[o]) for j, o in enumerate(orders)]
         known = {} if self.ledger is None else self.ledger.get([s.key for s in samples], item.id)
         done = {s.index: known[s.key] for s in samples if s.key in known}
         return _Work(item, k, done), [s for s in samples if s.index not in done]
@@ -161,7 +161,7 @@ class GRM:
             "orders": self.orders,
         }
 
-    def _judgment(self, work: _Work, sample: _Sample) -> Judgment:
+    def _judgment(self, work: _Work, sample: Planned) -> Judgment:
         completions = [sample.completions[part] for part in range(len(sample.prompts))]
         n_shown = 1 if self.template.solo else work.item.n
         parsed = [self._read(c, n_shown) for c in completions]
@@ -174,9 +174,9 @@ class GRM:
             sample=sample.index,
             key=sample.key,
             order=sample.order,
-            text=_joined([c.text for c in completions]),
-            principles=_joined([p.principles for p in parsed]),
-            critique=_joined([p.critique for p in parsed]),
+            text=joined_parts([c.text for c in completions]),
+            principles=joined_parts([p.principles for p in parsed]),
+            critique=joined_parts([p.critique for p in parsed]),
             model=self.engine.model,
             template=self._name,
             temperature=float(self.sampling.temperature),
@@ -198,7 +198,7 @@ def _parse(template: Template, completion: Completion, n: int) -> Parsed:
     return read_answer(template, completion.text, n, cut=cut, tokens=completion.completion_tokens)
 
 
-def _joined(parts: Sequence[str | None]) -> str | None:
+def joined_parts(parts: Sequence[str | None]) -> str | None:
     """One text of a joint judgment; the texts of a solo judgment under a heading each."""
     if len(parts) == 1:
         return parts[0]
@@ -208,7 +208,7 @@ def _joined(parts: Sequence[str | None]) -> str | None:
 
 
 @dataclass(eq=False)
-class _Sample:
+class Planned:
     """One planned judgment: its prompts (n of them in the solo form), or the error why there are none; completions."""
 
     index: int
@@ -245,15 +245,15 @@ class _Opened:
         self.exhausted = False
         self.works: deque[_Work] = deque()
         self.waiting: dict[str, list[_Work]] = {}
-        self._targets: dict[int, tuple[_Work, list[tuple[_Sample, int]], set[int]]] = {}
+        self._targets: dict[int, tuple[_Work, list[tuple[Planned, int]], set[int]]] = {}
         self._next = 0
 
-    def register(self, work: _Work, targets: list[tuple[_Sample, int]]) -> int:
+    def register(self, work: _Work, targets: list[tuple[Planned, int]]) -> int:
         number, self._next = self._next, self._next + 1
         self._targets[number] = (work, targets, set(range(len(targets))))
         return number
 
-    def take(self, completion: Completion) -> tuple[_Work, _Sample]:
+    def take(self, completion: Completion) -> tuple[_Work, Planned]:
         work, targets, waiting = self._targets[completion.request]
         waiting.remove(completion.index)
         if not waiting:

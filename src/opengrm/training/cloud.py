@@ -50,7 +50,7 @@ from opengrm.training.cloud_examples import Collator, Encoder, measured, read_pa
 from opengrm.training.critiques import CRITIQUES, ROWS
 from opengrm.training.resume import cut_metrics, last_checkpoint, step_of
 from opengrm.training.rft import count_rows, digest
-from opengrm.training.sft import IGNORED, SFTSettings, _quietly, _reporter, draws, train
+from opengrm.training.sft import IGNORED, SFTSettings, draws, quietly, reporter, train
 from opengrm.training.stage import PATIENCE, begin, check_finite, has_bfloat16, read_json, write_json
 
 ORACLE, CRITIC, OWN, JOINT, MODEL, HEAD = "oracle", "critic", "critiques", "joint", "model", "head"
@@ -178,7 +178,7 @@ def joint_stage(
     done = read_json(folder / SUMMARY)
     if done is not None:
         return done
-    with _quietly():
+    with quietly():
         return _train(output, template, settings, begun, on_step)
 
 
@@ -256,7 +256,7 @@ def _train(
         data_collator=Collator(model.config.pad_token_id, bool(settings.lm_weight)),
         processing_class=tokenizer,
         compute_loss_func=parts.loss,
-        callbacks=[_reporter(folder / METRICS, _counted(on_step, steps))],
+        callbacks=[reporter(folder / METRICS, _counted(on_step, steps))],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     last = last_checkpoint(folder / CHECKPOINTS)

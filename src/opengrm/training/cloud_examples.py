@@ -66,12 +66,12 @@ class Encoder:
 
     def encode(self, template: CloudTemplate, item: Item, critique: str) -> Example:
         """One response's example."""
-        from opengrm.engines.classifier import _common, _until_last
+        from opengrm.engines.classifier import common_prefix, until_last
 
         messages = template.read(item, critique)
         prompt, ids = self._prompt.encode(messages[:-1]), self._dialogue.encode(messages)
-        start = _common([(*prompt, -1), ids])
-        last = len(_until_last(ids, self._pad)) - 1
+        start = common_prefix([(*prompt, -1), ids])
+        last = len(until_last(ids, self._pad)) - 1
         ends = [i for i in range(start, len(ids)) if ids[i] == self._end]
         if not ends:  # a plain form writes no end of a turn: it is learned behind the place where the head reads
             ids, ends = (*ids, self._end), [len(ids)]

@@ -166,7 +166,7 @@ def train_scalar(
         raise MissingExtra("training", "train") from None
     from opengrm.engines.checkpoints import for_transformers_4
     from opengrm.engines.classifier import read_packed
-    from opengrm.engines.transformers import _quietly
+    from opengrm.engines.transformers import quietly
 
     folder = Path(output)
     state = accelerate.PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
@@ -250,7 +250,7 @@ def train_scalar(
     last = last_checkpoint(folder / CHECKPOINTS)
     if state.is_main_process:
         cut_metrics(folder / METRICS, step_of(last))
-    with _quietly(transformers):
+    with quietly(transformers):
         if last is not None and step_of(last) >= planned_steps(settings, len(train)):
             trainer._load_from_checkpoint(str(last))  # killed between its last step and its report
             trainer.state.global_step = step_of(last)
@@ -270,11 +270,11 @@ def train_scalar(
         clusters_I = np.array([numbers.setdefault(example.group, len(numbers)) for example in dev], dtype=np.int64)
         targets_I = np.array([example.target for example in dev], dtype=np.float64)
         found = objective.held(np.asarray(predicted.predictions, dtype=np.float64), targets_I, clusters_I)
-    with _quietly(transformers):
+    with quietly(transformers):
         trainer.save_model(str(folder / MODEL))
     report |= {"too_long": too_long, "steps": trainer.state.global_step, "dev": found}
     if state.is_main_process:
-        with _quietly(transformers):
+        with quietly(transformers):
             _as_the_base(folder / MODEL, base, trust_remote_code)
         for_transformers_4(folder / MODEL)
         write_json(folder / objective.report, report)
@@ -295,13 +295,13 @@ def classifier(base: str | Path, trust_remote_code: bool) -> tuple[Any, Any, str
     from opengrm.engines.checkpoints import check_backbone, find_model, first_line
     from opengrm.engines.classifier import float_head, head_of, pad_token
     from opengrm.engines.fingerprint import fingerprint
-    from opengrm.engines.transformers import _quietly
+    from opengrm.engines.transformers import quietly
 
     folder, name = find_model(base, code=trust_remote_code)
     check_backbone(folder)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
-        with _quietly(transformers):
+        with quietly(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
             logging: Any = transformers.utils.logging
             told = logging.get_verbosity()

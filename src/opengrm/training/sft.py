@@ -141,7 +141,7 @@ def train(
     done = read_json(output / SUMMARY)
     if done is not None:
         return done
-    with _quietly():
+    with quietly():
         figures = _train(model, rows, output, settings, template, on_step)
     return {**begun, **figures}
 
@@ -234,7 +234,7 @@ def _train(
         peft_config=lora(settings.lora_rank),
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(_reporter(output / METRICS, on_step))
+    trainer.add_callback(reporter(output / METRICS, on_step))
 
     # Train, from the last whole checkpoint if there is one.
     started = time.monotonic()
@@ -336,7 +336,7 @@ def encode(chat: ChatTokenizer, row: Mapping[str, Any], end: int) -> tuple[list[
     return list(prompt), [*completion, end]
 
 
-def _reporter(metrics: Path, on_step: OnStep | None) -> Any:
+def reporter(metrics: Path, on_step: OnStep | None) -> Any:
     """A callback that appends each log to `metrics` as a line and tells `on_step` of every step."""
     from transformers import TrainerCallback
 
@@ -359,7 +359,7 @@ def _reporter(metrics: Path, on_step: OnStep | None) -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without progress bars of the libraries below, and without TRL's use of a name that transformers renames."""
     try:
         import transformers

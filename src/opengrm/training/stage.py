@@ -121,7 +121,7 @@ def has_bfloat16() -> bool:
     import torch
     from accelerate import PartialState
 
-    return PartialState().device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return bool(PartialState().device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
 def is_main() -> bool:
