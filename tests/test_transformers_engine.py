@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from opengrm.engines.shared_prefix import (  # noqa: E402
     attention_and_lse,
     attention_by_definition,
     bundles,
+    has_cutlass_kernel,
     serves,
 )
 from opengrm.engines.transformers import TransformersEngine  # noqa: E402
@@ -260,6 +262,36 @@ def test_decoding_under_autocast_is_generates(family: str) -> None:
     exact = collect(model, jobs, max_batch=4)
     same = [plain[key].token_ids[0] == shared[key].token_ids[0] == exact[key].token_ids[0] for key in exact]
     assert sum(same) >= len(same) - 2  # bfloat16 may turn a near tie
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "capability", "expected"),
+    [
+        ("bfloat16", 64, (7, 5), False),  # T4: "cutlassF: no kernel found to launch"
+        ("bfloat16", 64, (8, 0), True),
+        ("float16", 64, (7, 5), True),
+        ("float32", 64, (7, 0), True),
+        ("float64", 64, (9, 0), False),
+        ("float16", 60, (9, 0), False),
+    ],
+)
+def test_the_cuda_kernel_is_used_where_there_is_one(
+    dtype: str, size: int, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    made: Any = SimpleNamespace(device=torch.device("cuda"), dtype=getattr(torch, dtype), shape=(1, 1, 1, size))
+    assert has_cutlass_kernel(made, made) == expected
+
+
+def test_attention_takes_a_mask_in_another_half_precision() -> None:
+    """Masks have the weights' dtype, queries that of autocast."""
+    query, key, value = (torch.randn(2, 2, n, 16, dtype=torch.float16) for n in (3, 5, 5))
+    mask = torch.zeros(2, 1, 1, 5, dtype=torch.bfloat16)
+    mask[0, ..., :2] = float("-inf")
+    out, lse = attention_and_lse(query, key, value, 0.25, mask)
+    expected, expected_lse = attention_by_definition(query, key, value, 0.25, mask)
+    assert torch.allclose(out, expected, atol=1e-2)
+    assert torch.allclose(lse, expected_lse, atol=1e-2)
 
 
 def test_decoding_with_the_attention_of_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:

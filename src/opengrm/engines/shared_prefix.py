@@ -335,14 +335,23 @@ def attention_and_lse(
     """
     if query.device.type == "cpu":
         if mask is not None:
-            mask = mask.expand(query.shape[0], 1, query.shape[2], key.shape[2])
+            mask = mask.to(query.dtype).expand(query.shape[0], 1, query.shape[2], key.shape[2])
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=mask, scale=scale
         )
         return out, lse
-    if query.device.type == "cuda" and query.shape[-1] % 8 == 0 and value.shape[-1] % 8 == 0:
+    if has_cutlass_kernel(query, value):
         return attention_by_cutlass(query, key, value, scale, mask)
     return attention_by_definition(query, key, value, scale, mask)
+
+
+def has_cutlass_kernel(query: Tensor, value: Tensor) -> bool:
+    """Whether `attention_by_cutlass` can run: not in bfloat16 on GPUs before Ampere, which have no kernel for it."""
+    if query.device.type != "cuda" or query.shape[-1] % 8 or value.shape[-1] % 8:
+        return False
+    if query.dtype == torch.bfloat16:
+        return torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return query.dtype in (torch.float16, torch.float32)
 
 
 def attention_by_cutlass(
@@ -350,7 +359,7 @@ def attention_by_cutlass(
 ) -> tuple[Tensor, Tensor]:
     """`attention_and_lse` by the one of PyTorch's CUDA kernels that takes a mask and gives log-sum-exps.
 
-    Head sizes are multiples of 8. The kernel pads the log-sum-exps to whole blocks of queries.
+    Where `has_cutlass_kernel`. The kernel pads the log-sum-exps to whole blocks of queries.
     """
     bias = None
     if mask is not None:

@@ -117,11 +117,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether training computes in bfloat16 unless told otherwise: on a GPU that has it, where that is the device."""
+    """Whether training computes in bfloat16 unless told otherwise: on a GPU that has it, where that is the device.
+
+    GPUs before Ampere only emulate it, without kernels for attention.
+    """
     import torch
     from accelerate import PartialState
 
-    return bool(PartialState().device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return bool(PartialState().device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def is_main() -> bool:
