@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from opengrm.benchmarks import BENCHMARKS
 from opengrm.benchmarks.base import Outcome, Target
 from opengrm.benchmarks.battles import bradley_terry, kendall, ranking_figures, row_pearson, wins
 from opengrm.benchmarks.files import load
+from opengrm.benchmarks.run import gather, outcomes, report
+from opengrm.items import Item, conversation
+from opengrm.judgments import Judgment
 
 stats = pytest.importorskip("scipy.stats", reason="SciPy is not installed")
 optimize = pytest.importorskip("scipy.optimize")
@@ -109,6 +113,46 @@ def test_too_few_models_or_none_named() -> None:
     assert ranking_figures([battle("a", "b", 0, (1.0, 0.0)), battle("b", "a", 1, (1.0, 0.0))], False) == {}
     assert ranking_figures([Outcome(Target("x", "all", 2, 0), (1.0, 0.0))], False) == {}
     assert ranking_figures([battle("a", "a", 0, (1.0, 0.0))], False) == {}
+
+
+def test_the_interval_of_win_rates_surrounds_them() -> None:
+    """Draws are noisier than the battles, so that all of them lay below the figure, which was its own upper limit."""
+    noisy = np.random.default_rng(4)
+
+    def judge(a: int, b: int, label: int) -> tuple[float, float]:
+        right = 1.0 if noisy.random() < 0.75 else 0.0
+        return (right, 1 - right) if label == 0 else (1 - right, right)
+
+    figure = ranking_figures(battles(judge, tuple(i / 3 for i in range(8)), each=20), False)["row_pearson"]
+    assert figure["high"] - figure["mean"] > 0.5 * (figure["mean"] - figure["low"]) > 0
+
+
+def test_very_many_models_are_not_ranked() -> None:
+    """With 2,000 of them the draws took an hour, and a model for each response took all memory."""
+    many = [battle(f"a{i}", f"b{i}", 0, (1.0, 0.0)) for i in range(5000)]
+    assert ranking_figures(many, False) == {}
+
+
+def test_votes_of_fewer_samples_are_not_ranked() -> None:
+    """A curve over 32 votes would rank 63 times, for nothing."""
+    calls = []
+
+    def more(outcomes: Any, valid_only: bool) -> dict[str, Any]:
+        calls.append(valid_only)
+        return {}
+
+    benchmark = replace(BENCHMARKS["ppe-preference"], more=more)
+    fights = [o.target for o in battles(lambda a, b, label: None, each=1)]
+    judgments = [Judgment(t.item, (1.0, 0.0), sample=s) for t in fights for s in range(4)]
+    items = [Item(conversation("q"), ("x", "y"), best=0, id=t.item, source=dict(t.facts)) for t in fights]
+
+    def judging(asked: Any) -> Any:
+        return judgments if list(asked) else ()
+
+    gathered = gather(benchmark, items, judging)
+    row = report(benchmark, gathered, outcomes(benchmark, gathered, "sum"), "sum", partial=True)
+    assert [found["windows"] for found in row["by_k"]] == [4, 2, 1]
+    assert calls == [False, True]
 
 
 def test_ppe_rows_have_them(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ class Benchmark:
         complete: whether there is no published release: the rows that are given are all.
         convert: the items of a row; its second argument is the place that the row came from, such as a file's name.
         rule: overall and metrics of outcomes; the second argument is `valid_only`.
+        more: metrics that take long, which votes of fewer samples (`run.by_k`) do without; None without any.
         credit, chance: what an outcome earns, and what a blind guess at its target does.
         subset: the subset of an item.
         read: the rows of a file with "file:line" and the place's name; None reads what `jsonl` reads.
@@ -183,6 +184,7 @@ class Benchmark:
     whole: bool = False
     finish: Callable[[Sequence[Outcome]], list[Outcome]] = list
     ranks: bool = False
+    more: Callable[[Sequence[Outcome], bool], dict[str, Any]] | None = None
 
     def target(self, item: Item) -> Target:
         """What the rule needs of the item."""
@@ -199,7 +201,10 @@ class Benchmark:
 
     def figures(self, outcomes: Sequence[Outcome], valid_only: bool = False) -> Figures:
         """Overall and metrics by the benchmark's rule."""
-        return self.rule(outcomes, valid_only)
+        found = self.rule(outcomes, valid_only)
+        if self.more is None:
+            return found
+        return found._replace(metrics={**found.metrics, **self.more(outcomes, valid_only)})
 
     def partial(self, counts: Mapping[str, int], rows: int) -> bool | None:
         """Whether published items are not there; None where it is not known how many there are.

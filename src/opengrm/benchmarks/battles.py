@@ -21,23 +21,26 @@ Floats = npt.NDArray[np.float64]
 _DRAWS = 200
 _RIDGE = 1e-3  # battles' worth of a pull to the mean: a model that always wins has no finite rating
 _STEPS = 100
+_MOST = 300  # models: the time of a draw grows with their cube, and few battles of each tell no ranking
 
 
 def ranking_figures(outcomes: Iterable[Outcome], valid_only: bool, seed: int = 0) -> dict[str, Any]:
     """Agreement with the labels on the models: `spearman`, `kendall`, `row_pearson`, each in [-1, 1].
 
-    Each comes with the interval of 200 bootstrap draws of battles, clustered. A tie is half a win for both; so is a
-    battle without a verdict, which `valid_only` leaves out of both sides.
+    Each comes with the interval of 200 bootstrap draws of battles, clustered: where the figure of another sample of
+    as many battles may lie. (Of more battles figures are higher: noise in either table lowers them.) A tie is half a
+    win for both; so is a battle without a verdict, which `valid_only` leaves out of both sides.
 
     Args:
         outcomes: of pairs whose row names `model_a` (of the first response) and `model_b`.
 
     Returns:
-        {name: {"mean", "low", "high", "n"}}, n being the models; empty where fewer than three have fought.
+        {name: {"mean", "low", "high", "n"}}, n being the models; empty where fewer than three have fought, or more
+        than 300.
     """
     kept = [o for o in outcomes if _fought(o) and (o.scores is not None or not valid_only)]
     names = sorted({str(o.target.facts[key]) for o in kept for key in ("model_a", "model_b")})
-    if len(names) < 3:
+    if not 3 <= len(names) <= _MOST:
         return {}
     number = {name: i for i, name in enumerate(names)}
     sides_I2 = np.array([[number[str(o.target.facts[key])] for key in ("model_a", "model_b")] for o in kept])
@@ -72,11 +75,16 @@ def _first_wins(scores: Sequence[float]) -> float:
 
 
 def _figure(values: list[float], models: int) -> dict[str, Any] | None:
-    """The value of all battles, and the middle 95 % of the draws' values."""
+    """The value of all battles, and the middle 95 % of the draws' values, moved to have it as their mean.
+
+    A draw's tables are noisier than those of all battles, and so they agree less: as they are, draws lie below the
+    figure that they are to surround (with few battles a model, all of them).
+    """
     if not np.isfinite(values[0]):
         return None
     drawn = [value for value in values[1:] if np.isfinite(value)] or [values[0]]
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    moved_D = np.array(drawn) + (values[0] - sum(drawn) / len(drawn))
+    low, high = np.quantile(np.clip(moved_D, -1, 1), (0.025, 0.975))
     return {"mean": values[0], "low": min(float(low), values[0]), "high": max(float(high), values[0]), "n": models}
 
 

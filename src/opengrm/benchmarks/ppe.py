@@ -189,10 +189,10 @@ def _conflicts(target: Target) -> int:
 
 
 def preference_rule(outcomes: Sequence[Outcome], valid_only: bool) -> Figures:
-    """Accuracy over all pairs and over those in English, and how the judge ranks the models that fought."""
+    """Accuracy over all pairs and over those in English."""
     found = micro(outcomes, valid_only)
     english = share((o for o in outcomes if o.target.subset == "English"), valid_only)
-    return found._replace(metrics={**found.metrics, "English": english, **ranking_figures(outcomes, valid_only)})
+    return found._replace(metrics={**found.metrics, "English": english})
 
 
 def correctness_chance(target: Target) -> float:
@@ -210,6 +210,7 @@ PREFERENCE = Benchmark(
     rows=16_038,
     convert=preference,
     rule=preference_rule,
+    more=ranking_figures,
 )
 CORRECTNESS = Benchmark(
     name="ppe-correctness",

@@ -247,7 +247,7 @@ def by_k(benchmark: Benchmark, gathered: Gathered, how: Rule) -> list[dict[str, 
         for window in range(most // k):
             taken_K = (np.arange(most) >= window * k) & (np.arange(most) < (window + 1) * k)
             found = [o for o in outcomes(benchmark, gathered, how, taken_K) if o.asked == k]
-            overalls.append((benchmark.figures(found).overall, len(found)))
+            overalls.append((benchmark.rule(found, False).overall, len(found)))
             for o in found:
                 name = o.target.item
                 earned[name] = earned.get(name, 0.0) + (o.earned(False) or 0.0) / (samples[name] // k)
