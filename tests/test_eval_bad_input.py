@@ -170,6 +170,15 @@ def test_a_damaged_result_is_refused(folder: Path, tmp_path: Path, content: Row,
             run(*words)
 
 
+def test_an_interval_that_is_none_is_not_drawn(folder: Path) -> None:
+    """Matplotlib refused it with a traceback."""
+    path = folder / "eval.json"
+    content = json.loads(path.read_text())
+    content["benchmarks"]["rewardbench"]["subsets"][0]["accuracy"] |= {"low": 0.9, "high": 0.1}
+    write(path, content)
+    assert run("report", folder).exit_code == 0
+
+
 def test_damaged_files_of_items_are_told_in_one_line(folder: Path) -> None:
     whole = run("report", folder)
     assert (whole.exit_code, whole.stderr) == (0, "")
@@ -267,6 +276,14 @@ def test_exit_code_1_is_an_overlap_and_nothing_else(data: Path, tmp_path: Path) 
     ):
         found, told = code(*words)
         assert (found, said in told) == (2, True), (words, told)
+
+
+def test_nothing_to_compare_is_not_no_overlap(data: Path, tmp_path: Path) -> None:
+    broken = write(tmp_path / "broken.jsonl", "{broken")
+    for words in ((data, broken), (broken, data)):
+        assert code(*words, "--on-bad", "skip") == (
+            2, f"{broken}: no row could be used, so there is nothing to compare",
+        )  # fmt: skip
 
 
 def test_with_data_a_benchmarks_name_is_the_benchmark(data: Path, tmp_path: Path, monkeypatch: Any) -> None:

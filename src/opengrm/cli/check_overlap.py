@@ -62,6 +62,9 @@ def check_overlap(
     except OSError as error:
         raise UsageError(f"{error.filename or 'input'}: {error.strerror or error}") from error
     skipped.report()
+    for rows, places in ((found.rows, trained), (found.held_out, reported)):
+        if not rows:  # with --on-bad skip: nothing to compare is not "no overlap"
+            raise UsageError(f"{', '.join(map(str, places))}: no row could be used, so there is nothing to compare")
     if as_json:
         print(json.dumps({**found.to_json(), "skipped_rows": skipped.count}, ensure_ascii=False))
     else:

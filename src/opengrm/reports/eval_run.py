@@ -170,9 +170,11 @@ def _finite(value: float) -> bool:
 
 
 def interval(value: object) -> dict[str, float] | None:
-    """{"mean", "low", "high"} that is known as a whole, or None."""
-    parts = {part: number(table(value).get(part)) for part in ("mean", "low", "high")}
-    return {part: x for part, x in parts.items() if x is not None} if None not in parts.values() else None
+    """{"mean", "low", "high"} that is known as a whole, with the mean between the others, or None."""
+    mean, low, high = (number(table(value).get(part)) for part in ("mean", "low", "high"))
+    if mean is None or low is None or high is None or not low <= mean <= high:
+        return None
+    return {"mean": mean, "low": low, "high": high}
 
 
 def text(value: object) -> str:
