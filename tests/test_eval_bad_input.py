@@ -273,6 +273,7 @@ def test_exit_code_1_is_an_overlap_and_nothing_else(data: Path, tmp_path: Path) 
         ((tmp_path, data), str(tmp_path)),
         ((train, "rewardbench", "--data", broken), "broken.jsonl:1: "),
         ((train,), "at least two files"),
+        ((train, data, "--data", data), "--data goes with the name of a benchmark"),
     ):
         found, told = code(*words)
         assert (found, said in told) == (2, True), (words, told)

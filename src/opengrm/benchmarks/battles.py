@@ -67,7 +67,8 @@ def ranking_figures(outcomes: Iterable[Outcome], valid_only: bool, seed: int = 0
 def _fought(outcome: Outcome) -> bool:
     facts = outcome.target.facts
     named = all(isinstance(facts.get(key), str) for key in ("model_a", "model_b"))
-    return named and facts["model_a"] != facts["model_b"] and outcome.target.n == 2
+    paired = outcome.target.n == 2 and outcome.target.label is not None
+    return paired and named and facts["model_a"] != facts["model_b"]
 
 
 def _first_wins(scores: Sequence[float]) -> float:

@@ -47,11 +47,15 @@ def check_overlap(
 
     Example: opengrm check-overlap preferences.jsonl benchmark.jsonl
     """
+    from opengrm.benchmarks import BENCHMARKS
     from opengrm.training.overlap import HeldOut, exchanges
 
     trained, reported = (files, held_out) if held_out else (files[:-1], files[-1:])
     if not trained:
         raise UsageError("check-overlap takes at least two files: TRAIN and BENCH")
+    if data is not None and not any(str(place) in BENCHMARKS for place in reported):
+        names = ", ".join(map(str, reported))
+        raise UsageError(f"--data goes with the name of a benchmark, and {names} is none: {', '.join(BENCHMARKS)}")
     skipped = bad_rows(on_bad)
     try:
         known = HeldOut(row for place in reported for row in _reported(place, data, skipped))

@@ -115,7 +115,7 @@ def plan(
                 "left_out": ["anytime"] if guided else [],
             })  # fmt: skip
     if not found:
-        raise UsageError(f"{pilot}: no item has two judgments or more")
+        raise UsageError(f"{pilot}: no item has two judgments or more with scores")
     if as_json:
         print(json.dumps({"aim": aim, "plans": found}, ensure_ascii=False, allow_nan=False))
         return

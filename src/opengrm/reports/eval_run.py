@@ -172,9 +172,9 @@ def _finite(value: float) -> bool:
 def interval(value: object) -> dict[str, float] | None:
     """{"mean", "low", "high"} that is known as a whole, with the mean between the others, or None."""
     mean, low, high = (number(table(value).get(part)) for part in ("mean", "low", "high"))
-    if mean is None or low is None or high is None or not low <= mean <= high:
+    if mean is None or low is None or high is None or not low - 1e-9 <= mean <= high + 1e-9:
         return None
-    return {"mean": mean, "low": low, "high": high}
+    return {"mean": mean, "low": min(low, mean), "high": max(high, mean)}
 
 
 def text(value: object) -> str:

@@ -66,7 +66,9 @@ def own_rollouts(chat: ChatTokenizer, sampling: Sampling, seed: int, max_batch: 
         if broken is not None and broken.startswith("too_long"):
             raise UsageError(f"{broken}: leave out items that long")
         if broken is not None:
-            raise EngineError(f"a rollout failed at step {trainer.state.global_step}: {broken}")
+            said = broken.removeprefix("server: ")
+            step = trainer.state.global_step
+            raise EngineError(f"a rollout failed at step {step}: {said}; try a lower learning rate, or float32")
         trainer.note("seconds/rollout", time.perf_counter() - began)
         return {
             "prompt_ids": [
