@@ -207,7 +207,7 @@ def report_meta(data: Path, folder: Path) -> None:
     meta_rows = scorer_rows(panel, judgments, scorers, fold_J)
     if "CoT" in parts:
         meta_rows += scorer_rows(panel, judgments, scorers, fold_J, cot_J * np.isin(fold_J, TEST), "CoT, test folds")
-    tuned_rows = tuned(folder, panel, judgments, fold_J, fold_I)
+    tuned_rows = tuned(folder, panel, judgments, fold_J, fold_I, set_I)
     mistake_rows = mistakes(data, vectors, cache)
     plain = next(r for r in rows if r["panel"] == "all" and r["set"] == "all" and r["rule"] == "plain")
     guided = next(
@@ -309,7 +309,9 @@ def scorer_rows(
     return rows
 
 
-def tuned(folder: Path, panel: Panel, judgments: Sequence[Judgment], fold_J: Any, fold_I: Any) -> list[Row]:
+def tuned(
+    folder: Path, panel: Panel, judgments: Sequence[Judgment], fold_J: Any, fold_I: Any, set_I: Any
+) -> list[Row]:
     """The fine-tuned meta RM on its panel: the rule is chosen on one fold, the rest is on the two test folds."""
     path = folder / TUNED
     if not path.exists():
@@ -326,7 +328,7 @@ def tuned(folder: Path, panel: Panel, judgments: Sequence[Judgment], fold_J: Any
     best = max(RULES, key=lambda rule: credit[rule][dev_I].mean())
     credit["chosen"] = credit[best]
     named = {"panel": "CoT", "scorer": "fine-tuned meta RM", "chosen": best}
-    rows = rule_rows(panel, credit, credit["plain"], np.full(len(fold_I), "all"), test_I, named)
+    rows = rule_rows(panel, credit, credit["plain"], set_I, test_I, named)
     rows_J = (used_J > 0) & np.isin(fold_J, TEST) & ~np.isnan(panel.right_J) & ~np.isnan(meta_J)
     right, meta, cluster = (
         panel.right_J[rows_J],
@@ -434,7 +436,8 @@ def page(path: Path) -> None:
     ]  # fmt: skip
     fine = ""
     if tuned_rows:
-        fine = f"## LLMBar, CoT critiques: fine-tuned\n\n{markdown(tuned_auc)}\n{table(tuned_rows)}\n"
+        fine = f"## LLMBar, CoT critiques: fine-tuned\n\n{markdown(tuned_auc)}\n"
+        fine += table([r for r in tuned_rows if r.get("set") == "all"]) + "\n"
     gain = f"{100 * head['gain']:.1f} points [{100 * head['gain_low']:.1f}, {100 * head['gain_high']:.1f}]"
     path.with_suffix(".md").write_text(
         f"""# Guided votes of real judges
