@@ -1,6 +1,6 @@
 """On a CUDA GPU: sampling against `generate`, and what votes saved are worth in seconds.
 
-    python benchmarks/cuda.py            # writes results/cuda.json; about four minutes on an H100
+    python benchmarks/cuda.py            # writes results/cuda.json; minutes on an H100
     python benchmarks/cuda.py --quick    # tiny models, any device: a smoke test; writes nothing unless given -o
 
 Sampling. Two Qwen3 models with random weights in bfloat16, of the sizes of Qwen3-0.6B and Qwen3-8B. A cell is a
@@ -12,13 +12,12 @@ speeds are kept as `first_tokens_per_second`.
   - opengrm: the loop of the `transformers` engine (`decoding.sample`), which keeps one copy of each prompt;
   - generate: `model.generate(num_return_sequences=k)` of transformers, with its defaults (a cache that grows, SDPA);
   - by definition: the first with attention written out instead of the kernel, to show what the kernel is for.
-`peak_gib` is the most memory allocated, the weights included. Engines that are served (vLLM, SGLang) are not measured
-here: they are faster than both at this, and OpenGRM drives them through its `vllm` and `openai` engines.
+`peak_gib` is the most memory allocated, the weights included. Engines that are served (vLLM, SGLang) are not
+measured here; OpenGRM drives them through its `vllm` and `openai` engines.
 
 Judging. The embedded model judges 1,000 pairs of RubricWorld with 32 votes and then with `--stop posterior`, for two
-sizes of batch. A GPU that decodes so small a model waits for the launches of its kernels: a step costs the same for
-few rows as for many. So votes saved are seconds saved only where the batch is full; the shares of both are in the
-rows.
+sizes of batch. Where a larger batch makes more judgments a second, a batch that is not full wastes time, and votes
+saved are not all saved seconds: the shares of both are in the rows.
 """
 
 from __future__ import annotations

@@ -13,9 +13,13 @@ import argparse
 import asyncio
 import json
 import random
+import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 Body = dict[str, Any]
@@ -216,6 +220,18 @@ class _Connection(asyncio.Protocol):
         if self.busy:
             self.busy = False
             self.server.in_flight -= 1
+
+
+def interrupted(words: list[str], server: FakeServer, asked: int = 12) -> tuple[int, str]:
+    """Run this command, press Ctrl-C once the server was asked so often; its exit code and standard error."""
+    # A shell's background job ignores Ctrl-C, and so would its children.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
+    while server.asked < asked and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
 
 
 def main() -> None:

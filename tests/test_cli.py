@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pytest
-from fake_server import Body, FakeServer
+from fake_server import Body, FakeServer, interrupted
 
 from opengrm.cli.main import main
 
@@ -301,14 +298,8 @@ def test_ctrl_c_keeps_what_was_judged_and_the_same_command_goes_on(items: Path, 
     with FakeServer(latency=0.2) as server:
         words = [w.format(items=items, out=out) for w in INTERRUPTED]
         words += ["--base-url", server.base_url, "--model", "m", "-k", "8", "--concurrency", "4", "-q"]
-        # A shell's background job ignores Ctrl-C, and so would its children.
-        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
-        while server.asked < 12 and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        assert process.returncode == 130, err
+        code, err = interrupted(words, server)
+        assert code == 130, err
         assert "run the same command to go on" in err
         assert not out.exists()
         kept = int(err.split("interrupted; ")[1].split(" ")[0])

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import FakeServer
+from fake_server import FakeServer, interrupted
 from instant_engine import InstantEngine
 from typer.testing import CliRunner, Result
 
@@ -132,14 +129,8 @@ def test_ctrl_c_keeps_what_was_judged_and_the_same_command_goes_on(tmp_path: Pat
         words = [sys.executable, "-m", "opengrm", "eval", "rewardbench", "--data", str(data), "-o", str(out)]
         words += ["--engine", "openai", "--base-url", server.base_url, "--model", "m", "-k", "4", "-q"]
         words += ["--concurrency", "4"]
-        # A shell's background job ignores Ctrl-C, and so would its children.
-        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
-        while server.asked < 12 and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        assert process.returncode == 130, err
+        code, err = interrupted(words, server)
+        assert code == 130, err
         assert f"judgments are in {out / 'judgments.ledger.db'}: run the same command to go on" in err
         assert not (out / "eval.json").exists()
         kept = int(err.split("interrupted; ")[1].split(" ")[0])

@@ -84,12 +84,7 @@ def vote_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
         "prompt_tokens": ("tokens\nin", count),
         "completion_tokens": ("tokens\nout", count),
     }
-    filled = {name: form for name, form in shown.items() if any(row.get(name) is not None for row in rows)}
-    return [
-        {"k": str(row["k"]), "items": count(row["items"])}
-        | {heading: text(row[name]) for name, (heading, text) in filled.items()}
-        for row in rows
-    ]
+    return _cells(rows, "k", shown)
 
 
 def adaptive_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
@@ -103,9 +98,16 @@ def adaptive_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
         "tokens": ("tokens", count),
         "seconds": ("seconds", _decimal),
     }
+    return _cells(rows, "plan", shown)
+
+
+def _cells(
+    rows: Sequence[Mapping[str, Any]], first: str, shown: Mapping[str, tuple[str, Callable[[Any], str]]]
+) -> Cells:
+    """A line for each row: what it is called, its items, and those of the figures that some row has."""
     filled = {name: form for name, form in shown.items() if any(row.get(name) is not None for row in rows)}
     return [
-        {"plan": str(row["plan"]), "items": count(row["items"])}
+        {first: str(row[first]), "items": count(row["items"])}
         | {heading: "-" if row.get(name) is None else text(row[name]) for name, (heading, text) in filled.items()}
         for row in rows
     ]
